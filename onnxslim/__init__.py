@@ -1,0 +1,61 @@
+"""onnxslim: makes ONNX models smaller and faster, and proves that they still give the same answers.
+
+Public names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
+
+_here = _Path(__file__).resolve().parent
+if not (_here / "passes").is_dir():  # a source checkout: passes/ lies beside the package
+    __path__.append(str(_here.parent))
+
+if TYPE_CHECKING:
+    from onnxslim.api import (
+        Quantization,
+        inspect,
+        optimize,
+        slim,
+        validate,
+    )
+    from onnxslim.errors import OnnxSlimError
+    from onnxslim.io import load, save
+    from onnxslim.pack import pack, unpack
+
+__version__ = "1.0.0"
+
+_PUBLIC = {
+    "OnnxSlimError": "onnxslim.errors",
+    "Quantization": "onnxslim.api",
+    "inspect": "onnxslim.api",
+    "load": "onnxslim.io",
+    "optimize": "onnxslim.api",
+    "pack": "onnxslim.pack",
+    "save": "onnxslim.io",
+    "slim": "onnxslim.api",
+    "unpack": "onnxslim.pack",
+    "validate": "onnxslim.api",
+}
+
+__all__ = [
+    "OnnxSlimError",
+    "Quantization",
+    "__version__",
+    "inspect",
+    "load",
+    "optimize",
+    "pack",
+    "save",
+    "slim",
+    "unpack",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(_import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'onnxslim' has no attribute {name!r}")

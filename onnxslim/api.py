@@ -1,0 +1,351 @@
+"""One function per public verb; each ties rooms together and holds no algorithm of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import onnx_ir as ir
+
+from onnxslim import io
+from onnxslim.errors import DataError, InvalidModelError, UsageError, VerificationError
+from onnxslim.ir import shapes
+from onnxslim.ir.cost import Snapshot, snapshot
+from onnxslim.ir.verify import verify
+from onnxslim.pipeline import Exactness
+from onnxslim.report.data import Report, Step, summarize
+from onnxslim.validated_run import Check, Progress, Run, ValidatedRun, no_progress
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnxslim.validation import ValidationResult
+
+PACKED_SUFFIX = ".onnxz"
+
+
+@dataclass
+class Optimized:
+    """What `optimize` returns: the model and the report of the run."""
+
+    model: ir.Model
+    report: Report
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Static int8, as a step after the exact ones.
+
+    Args:
+        calibration: npz file or folder of npz with arrays by input name, or an iterable of feeds.
+        preset: ``auto`` (this processor), ``cpu-avx2``, ``cpu-vnni``, ``cpu-arm``, ``portable``.
+        labels: npz with inputs by name and ``labels``, to measure accuracy before and after.
+        exclude: node names to leave in float.
+    """
+
+    calibration: Any
+    preset: str = "auto"
+    labels: str | None = None
+    exclude: Sequence[str] = ()
+
+
+def optimize(
+    source: Any,
+    target: str | os.PathLike[str] | BinaryIO | None = None,
+    *,
+    preset: str = "default",
+    passes: Sequence[str] = (),
+    skip_passes: Sequence[str] = (),
+    validate: bool = True,
+    feeds: Any = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    quantization: Quantization | None = None,
+    external_data: bool = False,
+    verify_each: bool = False,
+    fold_growth: int = 0,
+    progress: Progress = no_progress,
+) -> Optimized:
+    """Makes a model smaller and faster, and validates that it gives the same answers.
+
+    Args:
+        source: a path, ``"-"`` (stdin), bytes, a file object, a ``ModelProto`` or an ``ir.Model``;
+            never changed.
+        target: where to write: a path (``.onnxz`` packs), ``"-"`` (stdout), a file object, or None
+            to write nothing.
+        preset: the named pipeline: ``default``, ``simplify`` or ``prune``.
+        passes: run these passes instead of a preset.
+        skip_passes: leave these passes out.
+        validate: compare outputs with the original before anything is written.
+        feeds: inputs to validate with (npz path or a list of feeds); generated ones when None.
+        rtol: relative tolerance instead of the one by dtype.
+        atol: absolute tolerance instead of the one by dtype.
+        seed: seed of generated inputs.
+        input_shapes: fixed shapes by input name, written into the model.
+        quantization: static int8 after the exact steps.
+        external_data: weights in a data file beside the model, at any size.
+        verify_each: verify the graph after every pass.
+        fold_growth: bytes by which constant folding may grow the model.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The model, still mapped to its source where weights did not change, and the report.
+
+    Raises:
+        ModelLoadError: the source cannot be read.
+        InvalidModelError: the model breaks the ONNX rules.
+        DemandMissedError: the result disagrees with the original; nothing is written.
+    """
+    from onnxslim import presets
+
+    started = time.perf_counter()
+    pipeline = presets.build(preset, passes, skip_passes)
+    if target is not None and not hasattr(target, "write"):
+        io.check_target(target)
+    progress("loading", 0, 1)
+    original = load_checked(source)
+    if input_shapes:
+        fix_input_shapes(original, input_shapes)
+    report = Report(source=_name(source), before=measure(original))
+    check = Check(validate, _read_feeds(original, feeds), rtol, atol, seed)
+    run = ValidatedRun(original, pipeline, check, verify_each, fold_growth, progress).run()
+    _record(report, run)
+    model = run.model
+    report.steps.append(Step("slim", measure(model)))
+    if quantization is not None:
+        model = _quantize_step(original, model, quantization, report, progress)
+    if target is not None:
+        progress("writing", 0, 1)
+        report.files = write(model, target, external_data=external_data)
+        report.target = _name(target)
+    report.seconds = time.perf_counter() - started
+    return Optimized(model, report)
+
+
+def slim(
+    source: Any, target: str | os.PathLike[str] | None = None, **options: Any
+) -> onnx.ModelProto | None:
+    """`optimize` for callers that work with protobuf: returns a ``ModelProto``, or writes a file.
+
+    Args:
+        source: as for `optimize`; a caller's ``ModelProto`` is not changed.
+        target: a path to write to; then None is returned.
+        options: those of `optimize`.
+    """
+    optimized = optimize(source, target, **options)
+    return None if target is not None else io.to_proto(optimized.model)
+
+
+def validate(
+    reference: Any,
+    candidate: Any,
+    *,
+    feeds: Any = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+) -> ValidationResult:
+    """Compares the outputs of two models in onnxruntime on the same inputs.
+
+    Args:
+        reference: the model that is right; `optimize` says what can be given.
+        candidate: the model to judge.
+        feeds: npz path or list of feeds; generated from the input types when None.
+        rtol: relative tolerance instead of the one by dtype.
+        atol: absolute tolerance instead of the one by dtype.
+        seed: seed of generated inputs.
+    """
+    from onnxslim.validation import validate as compare
+
+    first, second = load_checked(reference), load_checked(candidate)
+    given = _read_feeds(first, feeds)
+    return compare(
+        first, second, feeds=given, rtol=rtol, atol=atol, seed=seed, exactness=Exactness.ROUNDING
+    )
+
+
+@dataclass
+class Inspection:
+    """What `inspect` says of a model; ``inputs`` and ``outputs`` map names to types as text."""
+
+    source: str
+    snapshot: Snapshot
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    opsets: dict[str, int]
+    ir_version: int
+    producer: str
+    functions: list[str]
+    metadata: dict[str, str]
+
+
+def inspect(source: Any) -> Inspection:
+    """Costs, interface and versions of a model; no weight is read."""
+    model = load_checked(source)
+    return Inspection(
+        source=_name(source),
+        snapshot=measure(model),
+        inputs={
+            value.name or "": _type_text(value)
+            for value in model.graph.inputs
+            if not value.is_initializer()
+        },
+        outputs={value.name or "": _type_text(value) for value in model.graph.outputs},
+        opsets=dict(model.graph.opset_imports),
+        ir_version=int(model.ir_version),
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        functions=[f"{key[0]}.{key[1]}" for key in model.functions],
+        metadata=dict(model.metadata_props),
+    )
+
+
+def load_checked(source: Any) -> ir.Model:
+    """`io.load`, then `verify`.
+
+    Raises:
+        InvalidModelError: the graph is not one that any runtime could run.
+    """
+    if not isinstance(source, ir.Model) and _is_packed(source):
+        raise InvalidModelError(
+            f"{_name(source)}: is a packed model; write it out first with onnxslim unpack"
+        )
+    model = io.load(source)
+    try:
+        verify(model)
+    except VerificationError as error:
+        raise InvalidModelError(f"{_name(source)}: invalid graph: {error}") from error
+    return model
+
+
+def measure(model: ir.Model) -> Snapshot:
+    """The cost of the model; its declared shapes stay as they are."""
+    shapes.set_aside_declared(model)
+    shapes.infer(model)
+    taken = snapshot(model, 0)
+    shapes.restore_declared(model)
+    return Snapshot(**{**taken.to_dict(), "file_bytes": io.total_bytes(model)})
+
+
+def write(model: ir.Model, target: Any, *, external_data: bool = False) -> dict[str, int]:
+    """Writes the model as ``.onnx`` or, by the name of the target, packed.
+
+    Returns:
+        The files written, with their bytes.
+    """
+    if isinstance(target, str | os.PathLike) and str(target).endswith(PACKED_SUFFIX):
+        return _write_packed(model, Path(target))
+    saved = io.save(model, target, external_data=external_data)
+    return {str(path): Path(path).stat().st_size for path in saved.paths} or {"-": saved.bytes}
+
+
+def _write_packed(model: ir.Model, target: Path) -> dict[str, int]:
+    from onnxslim.pack import pack
+
+    with tempfile.TemporaryDirectory(prefix=".onnxslim-", dir=target.parent or ".") as folder:
+        plain = Path(folder) / f"{target.stem}.onnx"
+        io.save(model, plain)
+        pack(plain, target)
+    return {str(target): target.stat().st_size}
+
+
+def fix_input_shapes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]]) -> None:
+    """Writes fixed dimensions into the declared inputs, because the user asked for it."""
+    from onnxslim.passes import nearest
+
+    inputs = {value.name or "": value for value in model.graph.inputs}
+    for name, dims in input_shapes.items():
+        if name not in inputs:
+            raise UsageError(f"no input is called {name!r}{nearest(name, sorted(inputs))}")
+        declared = inputs[name].shape
+        if declared is not None and len(declared) != len(dims):
+            raise UsageError(f"input {name!r} has {len(declared)} dimensions, {len(dims)} given")
+        for old, new in zip(declared or (), dims, strict=False):
+            if isinstance(old, int) and old != new:
+                raise UsageError(f"input {name!r} is declared {declared}, which {dims} contradicts")
+        inputs[name].shape = ir.Shape(list(dims))
+
+
+def _record(report: Report, run: Run) -> None:
+    report.passes = summarize(run.context.timings)
+    report.rewrites = list(run.context.journal)
+    report.refusals = list(run.context.refusals.values())
+    report.validation = run.validation
+    report.warnings = [*run.notes, *run.context.warnings]
+
+
+def _quantize_step(
+    original: ir.Model,
+    model: ir.Model,
+    quantization: Quantization,
+    report: Report,
+    progress: Progress,
+) -> ir.Model:
+    from onnxslim.runtime.quantizer import quantize_model
+    from onnxslim.validation.accuracy import compare_accuracy
+
+    feeds = _calibration_feeds(model, quantization.calibration)
+    progress("quantizing", 0, len(feeds))
+    quantized, details = quantize_model(
+        model,
+        feeds,
+        preset=quantization.preset,
+        exclude=quantization.exclude,
+        progress=lambda done, total: progress("calibrating", done, total),
+    )
+    progress("measuring accuracy", 0, 1)
+    accuracy = compare_accuracy(original, quantized, feeds=feeds, labels=quantization.labels)
+    step = Step("quantize", measure(quantized), accuracy.summary())
+    step.details = {"quantization": details.to_dict(), "accuracy": accuracy.to_dict()}
+    report.steps.append(step)
+    report.warnings.extend(details.warnings)
+    return quantized
+
+
+def _calibration_feeds(model: ir.Model, calibration: Any) -> list[Any]:
+    from onnxslim.calibration import readers
+
+    specs = readers.input_specs(model)
+    if calibration is None:
+        raise DataError(
+            "static int8 needs calibration data: give --calibration FILE.npz with "
+            f"{readers.describe_inputs(specs)}"
+        )
+    if isinstance(calibration, str | os.PathLike):
+        return list(readers.read_feeds(calibration, specs))
+    return list(calibration)
+
+
+def _read_feeds(model: ir.Model, feeds: Any) -> list[Any] | None:
+    if feeds is None:
+        return None
+    if isinstance(feeds, str | os.PathLike):
+        from onnxslim.calibration import readers
+
+        return list(readers.read_feeds(feeds, readers.input_specs(model)))
+    return list(feeds)
+
+
+def _is_packed(source: Any) -> bool:
+    if not isinstance(source, str | os.PathLike) or not str(source).endswith(PACKED_SUFFIX):
+        return False
+    from onnxslim.pack import is_packed
+
+    return Path(source).is_file() and is_packed(source)
+
+
+def _type_text(value: ir.Value) -> str:
+    shape = "" if value.shape is None else str(value.shape)
+    return f"{value.type}{shape}" if value.dtype is None else f"{value.dtype.name.lower()}{shape}"
+
+
+def _name(thing: Any) -> str:
+    if isinstance(thing, str | os.PathLike):
+        return "stdin" if str(thing) == "-" else str(thing)
+    return str(getattr(thing, "name", None) or f"<{type(thing).__name__}>")

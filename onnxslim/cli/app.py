@@ -1,0 +1,94 @@
+"""The command line: the app, the word that may be left out, and errors as one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from onnxslim import __version__
+from onnxslim.cli import inspect_command, optimize_command, pack_command, validate_command
+from onnxslim.cli.output import fail
+from onnxslim.errors import OnnxSlimError
+
+app = typer.Typer(
+    name="onnxslim",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "optimize": optimize_command.optimize,
+    "validate": validate_command.validate,
+    "inspect": inspect_command.inspect,
+    "pack": pack_command.pack,
+    "unpack": pack_command.unpack,
+    "ls": pack_command.ls,
+    "passes": inspect_command.passes,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+_ROOT_OPTIONS = frozenset({"-h", "--help", "--version"})
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"onnxslim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Makes ONNX models smaller and faster, and proves that they still give the same answers.
+
+    [bold]onnxslim IN OUT[/] does the main job (short for [bold]onnxslim optimize IN OUT[/]):
+    simplify, remove zeroed channels, share equal weights, validate the outputs.
+
+      onnxslim model.onnx slim.onnx
+      onnxslim model.onnx int8.onnx --quantize --calibration data.npz
+      onnxslim model.onnx slim.onnxz
+      onnxslim validate model.onnx slim.onnx
+    """
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """Puts ``optimize`` in front where no command is named: ``IN OUT`` is the main job.
+
+    A file that is called like a command is given as ``./validate``.
+    """
+    if not arguments or arguments[0] in COMMANDS or arguments[0] in _ROOT_OPTIONS:
+        return arguments
+    return ["optimize", *arguments]
+
+
+def main() -> None:
+    """Entry point: exit code 0, 1 (model or data), 2 (usage), 3 (a demand was missed)."""
+    arguments = expand(sys.argv[1:])
+    debug = "--debug" in arguments
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s"
+    )
+    try:
+        app(args=arguments, prog_name="onnxslim")
+    except OnnxSlimError as error:
+        if debug:
+            raise
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted; nothing was written", 130)
+    except (MemoryError, RecursionError, OSError) as error:
+        if debug:
+            raise
+        fail(f"{type(error).__name__}: {error}", 1)

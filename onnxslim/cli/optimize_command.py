@@ -1,0 +1,135 @@
+"""``onnxslim IN OUT``: the main job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from onnxslim.cli import options
+from onnxslim.cli.output import console_for, progress_bar, write_json
+from onnxslim.errors import UsageError
+
+
+def optimize(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Model file; - is stdin.")],
+    target: Annotated[
+        str, typer.Argument(metavar="OUT", help="Where to write; .onnxz packs; - is stdout.")
+    ],
+    preset: Annotated[
+        str, typer.Option("--preset", help="Pipeline: default, simplify or prune.")
+    ] = "default",
+    passes: Annotated[
+        str | None,
+        typer.Option("--passes", metavar="A,B", help="Run just these passes, in this order."),
+    ] = None,
+    skip_pass: Annotated[
+        list[str] | None, typer.Option("--skip-pass", metavar="NAME", help="Leave a pass out.")
+    ] = None,
+    quantize: Annotated[
+        bool, typer.Option("--quantize", help="Then static int8; needs --calibration.")
+    ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            metavar="DATA",
+            help="npz with one array per input name (first axis: samples), or a folder of them.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE.npz",
+            help="Inputs by name and 'labels': accuracy before and after.",
+        ),
+    ] = None,
+    quant_preset: Annotated[
+        str,
+        typer.Option(
+            "--quant-preset", help="auto, cpu-avx2, cpu-vnni, cpu-arm or portable. Default: auto."
+        ),
+    ] = "auto",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="NODE", help="Leave a node in float when quantizing."),
+    ] = None,
+    no_validate: Annotated[
+        bool, typer.Option("--no-validate", help="Do not compare the outputs.")
+    ] = False,
+    feeds: options.Feeds = None,
+    rtol: options.Rtol = None,
+    atol: options.Atol = None,
+    seed: options.Seed = 0,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option("--input-shape", metavar="NAME:1,3,224,224", help="Fix an input's shape."),
+    ] = None,
+    external_data: Annotated[
+        bool, typer.Option("--external-data", help="Weights in OUT.data beside the model.")
+    ] = False,
+    fold_growth: Annotated[
+        int, typer.Option("--fold-growth", min=0, help="Bytes that folding may add to the file.")
+    ] = 0,
+    verify_each: Annotated[
+        bool, typer.Option("--verify-each", help="Verify the graph after every pass.")
+    ] = False,
+    json_file: options.Json = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make a model smaller and faster, and validate that it gives the same answers.
+
+    Simplifies, removes zeroed channels, shares equal weights; then compares the outputs with the
+    original's in onnxruntime. A result that differs is not written (exit code 3).
+
+      onnxslim model.onnx slim.onnx
+      onnxslim model.onnx int8.onnx --quantize --calibration data.npz --labels test.npz
+      onnxslim model.onnx slim.onnxz
+      cat model.onnx | onnxslim - - --json report.json > slim.onnx
+    """
+    from onnxslim import api
+    from onnxslim.report.table import print_report
+
+    if calibration is not None and not quantize:
+        raise UsageError("--calibration is read by --quantize only; add --quantize")
+    if quantize and calibration is None:
+        _explain_calibration(source)
+    quantization = None
+    if quantize:
+        quantization = api.Quantization(calibration, quant_preset, labels, tuple(exclude or ()))
+    console = console_for("-" if "-" in (target, json_file) else target, quiet)
+    with progress_bar(quiet) as progress:
+        optimized = api.optimize(
+            source,
+            target,
+            preset=preset,
+            passes=options.split_names(passes),
+            skip_passes=skip_pass or (),
+            validate=not no_validate,
+            feeds=feeds,
+            rtol=rtol,
+            atol=atol,
+            seed=seed,
+            input_shapes=options.parse_shapes(input_shape or []),
+            quantization=quantization,
+            external_data=external_data,
+            verify_each=verify_each,
+            fold_growth=fold_growth,
+            progress=progress,
+        )
+    write_json(json_file, optimized.report.to_dict())
+    print_report(optimized.report, console, verbose=verbose)
+
+
+def _explain_calibration(source: str) -> None:
+    """Says what file is needed, with names, dtypes and shapes of this model's inputs."""
+    from onnxslim import io
+    from onnxslim.calibration import readers
+
+    wanted = "one array per input name" if source == "-" else ""
+    if not wanted:
+        wanted = readers.describe_inputs(readers.input_specs(io.load(source)))
+    raise UsageError(f"--quantize needs --calibration FILE.npz with {wanted}")

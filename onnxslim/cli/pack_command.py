@@ -1,0 +1,91 @@
+"""``onnxslim pack``, ``unpack`` and ``ls``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from onnxslim.cli import options
+from onnxslim.cli.output import console_for, progress_bar, write_json
+
+
+def _reader(path: str) -> Any:
+    return sys.stdin.buffer if path == "-" else path
+
+
+def _writer(path: str) -> Any:
+    return sys.stdout.buffer if path == "-" else path
+
+
+def pack(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Model file; - is stdin.")],
+    target: Annotated[str, typer.Argument(metavar="OUT.onnxz", help="Packed file; - is stdout.")],
+    profile: Annotated[
+        str, typer.Option("--profile", help="default, max (smallest) or stdlib (zlib only).")
+    ] = "default",
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Pack a model file without loss; unpack gives the file back byte for byte.
+
+    onnxslim pack model.onnx model.onnxz
+    """
+    from onnxslim.pack import pack as pack_file
+    from onnxslim.report.table import change, size
+
+    with progress_bar(quiet) as progress:
+        progress("packing", 0, 1)
+        report = pack_file(_reader(source), _writer(target), profile=profile)
+    console = console_for(target, quiet)
+    before, after = report.raw_bytes, report.packed_bytes
+    console.print(f"{size(before)} -> {size(after)} ({change(before, after)})", highlight=False)
+
+
+def unpack(
+    source: Annotated[str, typer.Argument(metavar="IN.onnxz", help="Packed file; - is stdin.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Model file; - is stdout.")],
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Give the packed file back, byte for byte, with its data files beside it.
+
+    onnxslim unpack model.onnxz model.onnx
+    """
+    from onnxslim.pack import unpack as unpack_file
+
+    with progress_bar(quiet) as progress:
+        progress("unpacking", 0, 1)
+        paths = unpack_file(_reader(source), _writer(target))
+    console = console_for(target, quiet)
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False)
+
+
+def ls(
+    source: Annotated[str, typer.Argument(metavar="FILE.onnxz", help="Packed file.")],
+    json_file: options.Json = None,
+    debug: options.Debug = False,
+) -> None:
+    """List the tensors of a packed file: dtype, shape, bytes before and after, codec.
+
+    onnxslim ls model.onnxz
+    """
+    from rich.table import Table
+
+    from onnxslim.pack import list_tensors
+    from onnxslim.report.table import size
+
+    tensors = list_tensors(source)
+    write_json(json_file, {"tensors": [vars(tensor) for tensor in tensors]})
+    if json_file == "-":
+        return
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for title in ("tensor", "dtype", "shape", "raw", "packed", "codec"):
+        table.add_column(title, justify="right" if title in ("raw", "packed") else "left")
+    for tensor in tensors:
+        shape = "×".join(map(str, tensor.shape)) or "scalar"
+        raw, packed = size(tensor.raw_bytes), size(tensor.packed_bytes)
+        table.add_row(tensor.name, str(tensor.dtype), shape, raw, packed, str(tensor.codec))
+    console_for(None, quiet=False).print(table)

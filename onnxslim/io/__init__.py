@@ -1,0 +1,30 @@
+"""Reading and writing of models: the only room that knows files and protobuf.
+
+Loading costs time and memory in proportion to the graph, not to the weights: those stay in the
+file, behind one open descriptor, until a pass asks for their values or a save copies them.
+"""
+
+from onnxslim.io.atomic import check_target
+from onnxslim.io.extras import OpaqueAttribute, is_opaque_initializer
+from onnxslim.io.proto import to_proto
+from onnxslim.io.reader import ModelSource, load
+from onnxslim.io.source import SourceTensor
+from onnxslim.io.views import runtime_proto, skeleton_proto, source_path
+from onnxslim.io.writer import ModelTarget, SavedFiles, save, total_bytes
+
+__all__ = [
+    "ModelSource",
+    "ModelTarget",
+    "OpaqueAttribute",
+    "SavedFiles",
+    "SourceTensor",
+    "check_target",
+    "is_opaque_initializer",
+    "load",
+    "runtime_proto",
+    "save",
+    "skeleton_proto",
+    "source_path",
+    "to_proto",
+    "total_bytes",
+]

@@ -1,0 +1,99 @@
+"""The named pipelines, each a list that can be read top to bottom.
+
+Positions have reasons: facts first, then what deletes (less is left for the rest), then what folds
+and fuses until nothing moves, then what removes channels (it needs the fused form to see constant
+channels), then the same clean-up once more over what that uncovered, and last what only looks at
+the final weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxslim import passes
+from onnxslim.errors import UsageError
+from onnxslim.pipeline import Fixpoint, Pass, Pipeline, leaves
+
+_CLEAN = (
+    "eliminate-dead-nodes",
+    "eliminate-identity",
+    "fold-constants",
+    "fold-shape-arithmetic",
+    "eliminate-noop",
+    "fuse-consecutive-casts",
+    "fuse-consecutive-reshapes",
+    "fuse-consecutive-transposes",
+    "eliminate-common-subexpressions",
+    "eliminate-dead-nodes",
+)
+
+_FUSE = (
+    "fuse-conv-batchnorm",
+    "fuse-conv-affine",
+    "fuse-matmul-add",
+)
+
+
+def _make(names: Sequence[str]) -> tuple[Pass, ...]:
+    return tuple(passes.load(name)() for name in names)
+
+
+def simplify() -> Pipeline:
+    """Same graph, fewer nodes: clean until nothing moves, fuse, clean again, share weights."""
+    return Pipeline(
+        (
+            *_make(["infer-shapes"]),
+            Fixpoint(_make(_CLEAN)),
+            *_make(["infer-shapes"]),
+            Fixpoint(_make([*_FUSE, *_CLEAN])),
+            *_make(["deduplicate-initializers", "eliminate-common-subexpressions"]),
+            *_make(["eliminate-dead-nodes"]),
+        )
+    )
+
+
+def default() -> Pipeline:
+    """`simplify`, then zeroed channels, then what their removal uncovered. Nothing lossy."""
+    return Pipeline(
+        (
+            *_make(["infer-shapes"]),
+            Fixpoint(_make(_CLEAN)),
+            *_make(["infer-shapes"]),
+            Fixpoint(_make([*_FUSE, *_CLEAN])),
+            *_make(["infer-shapes", "eliminate-zeroed-channels", "infer-shapes"]),
+            Fixpoint(_make([*_FUSE, *_CLEAN])),
+            *_make(["deduplicate-initializers", "eliminate-common-subexpressions"]),
+            *_make(["eliminate-dead-nodes"]),
+        )
+    )
+
+
+def prune() -> Pipeline:
+    """Zeroed channels alone, with the facts it needs and the nodes it leaves behind."""
+    return Pipeline(_make(["infer-shapes", "eliminate-zeroed-channels", "eliminate-dead-nodes"]))
+
+
+PRESETS = {"default": default, "prune": prune, "simplify": simplify}
+
+
+def build(preset: str = "default", only: Sequence[str] = (), skip: Sequence[str] = ()) -> Pipeline:
+    """The pipeline of a run.
+
+    Args:
+        preset: a name from `PRESETS`.
+        only: pass names to run instead, once each in this order, after shape inference.
+        skip: pass names to leave out.
+
+    Raises:
+        UsageError: an unknown preset or pass, or a skipped pass that the pipeline does not hold.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"no preset is called {preset!r}{passes.nearest(preset, list(PRESETS))}")
+    pipeline = Pipeline(_make(["infer-shapes", *only])) if only else PRESETS[preset]()
+    held = sorted({inner.name for inner in leaves(pipeline)})
+    for name in skip:
+        if name not in held:
+            raise UsageError(
+                f"--skip-pass {name!r}: the pipeline has no such pass{passes.nearest(name, held)}"
+            )
+    return pipeline

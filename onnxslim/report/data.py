@@ -1,0 +1,97 @@
+"""The report of a run, as data. `onnxslim.report.table` and the command line make text of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxslim.ir.cost import Snapshot
+from onnxslim.pipeline import PassTiming, Refusal, Rewrite
+
+
+@dataclass
+class Step:
+    """The model after one step of the run, e.g. ``simplify`` or ``quantize``."""
+
+    name: str
+    snapshot: Snapshot
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PassSummary:
+    """All runs of one pass together; ``milliseconds`` is their sum."""
+
+    name: str
+    changes: int
+    milliseconds: float
+    exactness: str
+
+
+@dataclass
+class Report:
+    """Everything that a run can say about itself.
+
+    Attributes:
+        source: where the model came from.
+        target: where it went, or None when nothing was written.
+        before: the model as it was read.
+        steps: the model after each step; the last one is the result.
+        passes: per pass, its changes and its time.
+        rewrites: the journal.
+        refusals: what was left alone, and why.
+        validation: the verdict, or the reason why there is none.
+        warnings: what the user should know.
+        files: the files written, with their bytes.
+        seconds: wall time of the run.
+    """
+
+    source: str
+    before: Snapshot
+    target: str | None = None
+    steps: list[Step] = field(default_factory=list)
+    passes: list[PassSummary] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    validation: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def after(self) -> Snapshot:
+        return self.steps[-1].snapshot if self.steps else self.before
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; byte and time units are in the field names."""
+        return {
+            "source": self.source,
+            "target": self.target,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "steps": [
+                {"name": step.name, "note": step.note, **step.snapshot.to_dict(), **step.details}
+                for step in self.steps
+            ],
+            "passes": [vars(summary) for summary in self.passes],
+            "rewrites": [vars(entry) for entry in self.rewrites],
+            "refusals": [vars(entry) for entry in self.refusals],
+            "validation": self.validation,
+            "warnings": self.warnings,
+            "files": self.files,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def summarize(timings: Iterable[PassTiming]) -> list[PassSummary]:
+    """Adds up the runs of each pass, in order of first run."""
+    found: dict[str, PassSummary] = {}
+    for timing in timings:
+        summary = found.setdefault(
+            timing.name, PassSummary(timing.name, 0, 0.0, timing.exactness.value)
+        )
+        summary.changes += timing.changes
+        summary.milliseconds += timing.milliseconds
+    return list(found.values())

@@ -1,0 +1,205 @@
+"""The report as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxslim.ir.cost import Snapshot
+from onnxslim.report.data import Report
+
+if TYPE_CHECKING:
+    from onnxslim.api import Inspection
+
+_MAX_OPERATORS = 24
+_MAX_REFUSALS = 8
+
+
+def size(number: int) -> str:
+    """Bytes as people read them: ``532 B``, ``1.4 kB``, ``23.1 MB`` (powers of 1000)."""
+    value, unit = _scaled(number, ("B", "kB", "MB", "GB"))
+    if unit == "B":
+        return f"{number} B"
+    return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def count(number: int | None) -> str:
+    """A large count: ``987``, ``12.3 k``, ``4.56 M``; a dash for unknown."""
+    if number is None:
+        return "–"
+    value, unit = _scaled(number, ("", "k", "M", "G"))
+    return f"{value:.3g} {unit}" if unit else str(number)
+
+
+def _scaled(number: int, units: tuple[str, ...]) -> tuple[float, str]:
+    value, index = float(number), 0
+    while value >= 1000 and index < len(units) - 1:
+        value, index = value / 1000, index + 1
+    return value, units[index]
+
+
+def change(before: int | None, after: int | None) -> str:
+    """The relative change in percent, with its sign; empty when there is none."""
+    if not before or after is None or before == after:
+        return ""
+    share = (after - before) / before * 100
+    return f"{share:+.1f} %" if abs(share) >= 0.05 else "±0.0 %"
+
+
+def print_report(report: Report, console: Console, *, verbose: bool = False) -> None:
+    """Before and after, passes, validation, and what was written."""
+    console.print(cost_table(report.before, report.after))
+    console.print(operator_table(report.before, report.after))
+    _print_steps(report, console)
+    _print_passes(report, console, verbose)
+    print_validation(report.validation, console)
+    for warning in report.warnings:
+        console.print(f"[yellow]note[/] {warning}", highlight=False)
+    _print_refusals(report, console, verbose)
+    files = ", ".join(f"{path} ({size(length)})" for path, length in report.files.items())
+    if files:
+        console.print(f"[bold]wrote[/] {files} in {report.seconds:.1f} s", highlight=False)
+
+
+def cost_table(before: Snapshot, after: Snapshot | None = None) -> Table:
+    """File size, weights, parameters, MACs and nodes, one a row."""
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("before" if after else "", justify="right")
+    if after:
+        table.add_column("after", justify="right")
+        table.add_column("change", justify="right", style="green")
+    rows = [
+        ("file", size, "file_bytes"),
+        ("weights", size, "weight_bytes"),
+        ("parameters", count, "parameters"),
+        ("MACs", count, "macs"),
+        ("nodes", count, "nodes"),
+        ("initializers", count, "initializers"),
+    ]
+    for label, form, attribute in rows:
+        old = getattr(before, attribute)
+        cells = [label, _form(form, old)]
+        if after:
+            new = getattr(after, attribute)
+            cells += [_form(form, new), change(old, new)]
+        table.add_row(*cells)
+    return table
+
+
+def _form(form: Any, number: int | None) -> str:
+    return "–" if number is None else str(form(number))
+
+
+def operator_table(before: Snapshot, after: Snapshot | None = None) -> Table:
+    """Nodes by operator; what changed comes first, and the tail is summed up."""
+    table = Table(box=None, pad_edge=False, show_edge=False, title_justify="left")
+    table.add_column("operator")
+    table.add_column("before" if after else "nodes", justify="right")
+    if after:
+        table.add_column("after", justify="right")
+    new = after.operators if after else {}
+    names = sorted({*before.operators, *new})
+    names.sort(key=lambda name: (before.operators.get(name, 0) == new.get(name, 0), name))
+    for name in names[:_MAX_OPERATORS]:
+        cells = [name, str(before.operators.get(name, 0))]
+        if after:
+            same = before.operators.get(name, 0) == new.get(name, 0)
+            number = str(new.get(name, 0))
+            cells.append(number if same else f"[green]{number}[/]")
+        table.add_row(*cells)
+    if len(names) > _MAX_OPERATORS:
+        table.add_row(f"… {len(names) - _MAX_OPERATORS} more", "")
+    return table
+
+
+def _print_steps(report: Report, console: Console) -> None:
+    if len(report.steps) < 2:
+        return
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for title in ("step", "file", "nodes", "note"):
+        table.add_column(title, justify="left" if title in ("step", "note") else "right")
+    table.add_row("original", size(report.before.file_bytes), count(report.before.nodes), "")
+    for step in report.steps:
+        snapshot = step.snapshot
+        table.add_row(step.name, size(snapshot.file_bytes), count(snapshot.nodes), step.note)
+    console.print(table)
+
+
+def _print_passes(report: Report, console: Console, verbose: bool) -> None:
+    shown = [entry for entry in report.passes if verbose or entry.changes]
+    if not shown:
+        return
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("pass")
+    table.add_column("changes", justify="right")
+    table.add_column("ms", justify="right")
+    table.add_column("exactness")
+    for entry in shown:
+        milliseconds = f"{entry.milliseconds:.1f}"
+        table.add_row(entry.name, str(entry.changes), milliseconds, entry.exactness)
+    console.print(table)
+
+
+def print_validation(validation: dict[str, Any], console: Console) -> None:
+    """The verdict, and the errors of each output."""
+    status = validation.get("status")
+    if not status:
+        return
+    style = {"passed": "green", "failed": "red"}.get(status, "yellow")
+    reason = f": {validation['reason']}" if validation.get("reason") else ""
+    console.print(f"[bold]outputs[/] [{style}]{status}[/]{reason}", highlight=False)
+    outputs = validation.get("outputs") or []
+    if not outputs:
+        return
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("output")
+    for title in ("max abs error", "max rel error", "cosine"):
+        table.add_column(title, justify="right")
+    for entry in outputs[:_MAX_OPERATORS]:
+        table.add_row(
+            str(entry.get("name")),
+            _number(entry.get("max_abs_error"), ".2g"),
+            _number(entry.get("max_rel_error"), ".2g"),
+            _number(entry.get("cosine"), ".6f"),
+        )
+    console.print(table)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _print_refusals(report: Report, console: Console, verbose: bool) -> None:
+    if not report.refusals:
+        return
+    shown = report.refusals if verbose else report.refusals[:_MAX_REFUSALS]
+    console.print(f"[bold]left alone[/] {len(report.refusals)} places", highlight=False)
+    for entry in shown:
+        line = f"  {entry.pass_name} at {entry.site}: {entry.reason}"
+        console.print(line, highlight=False, markup=False)
+    if len(shown) < len(report.refusals):
+        console.print("  … all of them with --verbose or --json", highlight=False)
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """What a model holds, for ``onnxslim inspect``."""
+    opsets = ", ".join(
+        f"{name or 'ai.onnx'} {number}" for name, number in inspection.opsets.items()
+    )
+    table = Table(box=None, pad_edge=False, show_edge=False, show_header=False)
+    table.add_row("model", inspection.source)
+    table.add_row("opset", f"{opsets}; IR version {inspection.ir_version}")
+    table.add_row("producer", inspection.producer or "–")
+    for kind, values in (("input", inspection.inputs), ("output", inspection.outputs)):
+        for name, text in values.items():
+            table.add_row(kind, f"{name}: {text}")
+    for name in inspection.functions:
+        table.add_row("function", name)
+    for key, text in inspection.metadata.items():
+        table.add_row("metadata", f"{key} = {text}")
+    console.print(table, markup=False)
+    console.print(cost_table(inspection.snapshot))
+    console.print(operator_table(inspection.snapshot))

@@ -1,0 +1,157 @@
+"""Opens a model in onnxruntime and runs it, under options that make two models comparable."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim.errors import RuntimeRefusedError
+from onnxslim.runtime.specs import InputSpec, runtime_dtype, spec_from_runtime
+
+# Messages are cut here, in characters: onnxruntime repeats whole type lists.
+_MESSAGE_LENGTH = 300
+
+
+class Session:
+    """A model that is open in onnxruntime on the CPU.
+
+    Attributes:
+        inputs: what it takes, in order.
+        output_names: what it gives, in order.
+    """
+
+    def __init__(self, inner: Any, label: str) -> None:
+        self._inner = inner
+        self._label = label
+        self.inputs: list[InputSpec] = [
+            spec_from_runtime(item.name, item.type, list(item.shape)) for item in inner.get_inputs()
+        ]
+        self.output_names: list[str] = [item.name for item in inner.get_outputs()]
+        types = [item.type for item in (*inner.get_inputs(), *inner.get_outputs())]
+        self._needs_handles = any(_has_no_numpy_type(text) for text in types)
+
+    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """Runs once.
+
+        Args:
+            feeds: by input name: an array, a list of arrays for a sequence, None for an empty
+                optional.
+
+        Returns:
+            One item per output, in order: an array, a list of arrays, or None.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not take the feeds or a kernel fails.
+        """
+        with _one_line_errors(f"onnxruntime cannot run {self._label}"):
+            if self._needs_handles:
+                return self._run_with_handles(feeds)
+            return list(self._inner.run(None, dict(feeds)))
+
+    def _run_with_handles(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """For element types that numpy lacks (bfloat16, float8): bytes in, bytes out."""
+        handles = {name: _to_handle(np.asarray(array)) for name, array in feeds.items()}
+        results = self._inner.run_with_ort_values(None, handles)
+        return [_from_handle(handle) for handle in results]
+
+
+def open_session(
+    model: ir.Model | str | os.PathLike[str] | bytes, *, optimize: bool, threads: int = 0
+) -> Session:
+    """Opens a model for running on the CPU.
+
+    Weights are not prepacked: prepacking changes the last bits of sums, so it must be the same for
+    every model that is compared, and without it weights can stay mapped.
+
+    Args:
+        model: a graph in memory (its weights stay where they are), a path, or a serialised model.
+        optimize: True for the graph optimizations of a deployment, False for the graph as it is.
+        threads: threads for one operator; 0 lets onnxruntime choose.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime cannot open the model.
+    """
+    import onnxruntime
+
+    source, folder, label = _runtime_source(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    if folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.fspath(folder)
+        )
+    with _one_line_errors(f"onnxruntime cannot open {label}"):
+        inner = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return Session(inner, label)
+
+
+def _runtime_source(
+    model: ir.Model | str | os.PathLike[str] | bytes,
+) -> tuple[str | bytes, str | os.PathLike[str] | None, str]:
+    if isinstance(model, ir.Model):
+        from onnxslim.io import runtime_proto
+
+        data, folder = runtime_proto(model)
+        return data, folder, f"the model {model.graph.name or ''}".rstrip()
+    if isinstance(model, bytes):
+        return model, None, "the model"
+    path = os.fspath(model)
+    return path, None, path
+
+
+@contextmanager
+def _one_line_errors(what: str) -> Iterator[None]:
+    """Turns whatever onnxruntime raises into one line.
+
+    Its exceptions have no common base below Exception, hence the wide net; nothing of ours runs
+    inside it.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeRefusedError(f"{what}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, cut to a readable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.removeprefix("[ONNXRuntimeError] : ")
+    return text if len(text) <= _MESSAGE_LENGTH else text[: _MESSAGE_LENGTH - 1] + "…"
+
+
+def _has_no_numpy_type(type_text: str) -> bool:
+    return any(name in type_text for name in ("bfloat16", "float8", "int4", "int2", "float4"))
+
+
+def _to_handle(array: np.ndarray[Any, Any]) -> Any:
+    import onnxruntime
+
+    make = onnxruntime.OrtValue
+    if array.dtype.kind != "V" and array.dtype.isbuiltin == 1:
+        return make.ortvalue_from_numpy(array)
+    code = int(ir.DataType.from_numpy(array.dtype))
+    plain = np.ascontiguousarray(array).view(np.dtype(f"u{array.dtype.itemsize}"))
+    return make.ortvalue_from_numpy_with_onnx_type(plain.reshape(array.shape), code)
+
+
+def _from_handle(handle: Any) -> Any:
+    type_text: str = handle.data_type()
+    if not type_text.startswith("tensor("):
+        raise ValueError(f"an output of type {type_text} beside bfloat16 or float8 values")
+    if not _has_no_numpy_type(type_text):
+        return handle.numpy()
+    dtype = runtime_dtype(type_text[len("tensor(") : -1])
+    if dtype is None or dtype.bitwidth < 8:
+        raise ValueError(f"outputs of type {type_text} cannot be read back")
+    data = ctypes.string_at(handle.data_ptr(), handle.tensor_size_in_bytes())
+    return np.frombuffer(data, dtype=dtype.numpy()).reshape(handle.shape())

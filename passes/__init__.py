@@ -1,0 +1,60 @@
+"""The registry: every pass by its command-line name. Order here means nothing; see presets."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+
+from onnxslim.errors import UsageError
+from onnxslim.pipeline import Pass
+
+# name -> (module below onnxslim.passes, class)
+REGISTRY: dict[str, tuple[str, str]] = {
+    "infer-shapes": ("simplify.infer_shapes", "InferShapes"),
+}
+
+ENTRY_POINT_GROUP = "onnxslim.passes"
+
+
+def names() -> list[str]:
+    """The names of all passes: the product's own, then those of installed packages."""
+    return sorted(REGISTRY) + sorted(point.name for point in _entry_points())
+
+
+def load(name: str) -> type[Pass]:
+    """The class of a pass.
+
+    Raises:
+        UsageError: no such pass (with the nearest names), or a plugin that does not load.
+    """
+    if name in REGISTRY:
+        module, attribute = REGISTRY[name]
+        found = getattr(importlib.import_module(f"onnxslim.passes.{module}"), attribute)
+        return _checked(found, name)
+    for point in _entry_points():
+        if point.name == name:
+            try:
+                return _checked(point.load(), name)
+            except (ImportError, AttributeError) as error:
+                raise UsageError(
+                    f"pass {name!r} of {point.value} does not load: {error}"
+                ) from error
+    raise UsageError(f"no pass is called {name!r}{nearest(name, names())}")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """``; did you mean ...?`` with close names, or a pointer to the list of all of them."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+
+
+def _entry_points() -> list[metadata.EntryPoint]:
+    return list(metadata.entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _checked(found: object, name: str) -> type[Pass]:
+    if isinstance(found, type) and issubclass(found, Pass):
+        return found
+    raise UsageError(f"pass {name!r} is not a subclass of onnxslim.pipeline.Pass")
