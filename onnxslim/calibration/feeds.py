@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim.calibration.roles import Bound, Role, find_roles
+from onnxslim.calibration.roles import Bound, Role
 from onnxslim.calibration.sizes import Plan, Sizer
+from onnxslim.calibration.tracing import find_roles
 from onnxslim.errors import DataError
 from onnxslim.runtime.specs import Array, Feed, InputSpec, input_specs
 
@@ -91,7 +93,7 @@ class FeedMaker:
             shape = self._sizer.shape(spec, plan)
             if spec.kind == "sequence":
                 feed[spec.name] = [values.make(shape), values.make(shape)]
-            elif spec.kind == "optional" and plan.cautious:
+            elif spec.kind == "optional" and plan.caution > 1:
                 feed[spec.name] = None
             else:
                 feed[spec.name] = values.make(shape)
@@ -148,12 +150,17 @@ class _Values:
     def _floats(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         if self._is_mask:
             return self._mask(shape).astype(dtype)
+        if self._role.extents and self._role.bounds:  # a count that may be given as a float
+            low, high = self._intersection(self._role.bounds)
+            return np.full(shape, max(low, min(high - 1, 3))).astype(dtype)
         if self._zeros:
             return np.zeros(shape, dtype)
         values = self._rng.standard_normal(shape)
+        if self._plan.caution > 1:  # thresholds, probabilities and scales are happy with these
+            values = self._rng.uniform(0.05, 0.95, shape)
         match self._role.domain:
             case "positive":
-                values = np.abs(values) + 0.25
+                values = np.ones(shape) if self._plan.caution > 1 else np.abs(values) + 0.25
             case "unit":
                 values = np.clip(values / 3, -0.9, 0.9)
             case "above-one":
@@ -167,6 +174,8 @@ class _Values:
         if self._is_mask and not role.bounds:
             return self._mask(shape).astype(dtype)
         low, high = self._range(dtype)
+        if math.prod(shape) == 1 and not role.bounds and not role.axes and low <= 0 < high - 1:
+            low = 1  # a setting rather than data; as a step or divisor, zero would kill the process
         if role.reshapes:
             values = np.ones(shape, np.int64)
             values[:1] = -1
@@ -185,10 +194,10 @@ class _Values:
         floor, ceiling = _limits(self._spec)
         if self._role.bounds:
             low, high = self._intersection(self._role.bounds)
-        elif self._role.hints and not self._plan.cautious:
+        elif self._role.hints and not self._plan.caution:
             spans = [self._span(hint) for hint in self._role.hints]
             low, high = min(one for one, _ in spans), max(other for _, other in spans)
-        elif self._plan.cautious or _is_index_name(self._spec.name):
+        elif self._plan.caution or _is_index_name(self._spec.name):
             low, high = 0, 2
         elif dtype.itemsize == 1:
             low, high = floor, ceiling

@@ -29,12 +29,13 @@ class Plan:
     Attributes:
         sizes: per open dimension.
         rank: for inputs of unknown rank.
-        cautious: integers that nothing is known about are 0 or 1.
+        caution: 1: integers that nothing is known about are 0 or 1; 2: and floats lie between
+            0 and 1, and optional inputs are empty.
     """
 
     sizes: Mapping[Key, int]
     rank: int = 2
-    cautious: bool = False
+    caution: int = 0
 
 
 class Sizer:
@@ -91,9 +92,15 @@ class Sizer:
         """Plans to try for feed ``index``, most wanted first; indices differ in their sizes."""
         ranks = _RANKS if self._no_rank else (2,)
         first = self._wanted(index)
-        for cautious in (False, True):
+        for caution in (0, 1):
             for rank in ranks:
-                yield Plan(first, rank, cautious)
+                yield Plan(first, rank, caution)
+        yield from self._ladder(index)
+        for rank in ranks:
+            yield Plan(first, rank, 2)
+
+    def _ladder(self, index: int) -> Iterator[Plan]:
+        """All open dimensions alike, the batch alike or apart."""
         if not self._keys:
             return
         sizes = _LADDER if index % 2 == 0 else (*_LADDER[1:], 1)
@@ -101,7 +108,7 @@ class Sizer:
             for batch in dict.fromkeys((size, 1, 2)):
                 plan = {key: batch if kind == "batch" else size for key, kind in self._keys}
                 if self._is_small(plan):
-                    yield Plan({**plan, **self._bound}, 2, cautious=True)
+                    yield Plan({**plan, **self._bound}, 2, 1)
 
     def _wanted(self, index: int) -> dict[Key, int]:
         sizes = dict(self._bound)

@@ -5,11 +5,11 @@ file, behind one open descriptor, until a pass asks for their values or a save c
 """
 
 from onnxslim.io.atomic import check_target
-from onnxslim.io.extras import OpaqueAttribute, is_opaque_initializer
+from onnxslim.io.extras import OpaqueAttribute, is_opaque_initializer, source_path
 from onnxslim.io.proto import to_proto
 from onnxslim.io.reader import ModelSource, load
 from onnxslim.io.source import SourceTensor
-from onnxslim.io.views import runtime_proto, skeleton_proto, source_path
+from onnxslim.io.views import runtime_proto, skeleton_proto
 from onnxslim.io.writer import ModelTarget, SavedFiles, save, total_bytes
 
 __all__ = [

@@ -26,11 +26,18 @@ def check_target(target: str | os.PathLike[str]) -> str:
         raise ModelSaveError(f"'{shown}' is a directory; give the name of a file to write")
     if not os.path.isdir(folder):
         raise ModelSaveError(f"folder '{folder}' does not exist; create it to write '{shown}'")
+    if is_device(path):
+        return path
     if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
         raise ModelSaveError(f"'{shown}' is not a regular file; it is not replaced")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ModelSaveError(f"no permission to write in folder '{folder}'")
     return path
+
+
+def is_device(path: str) -> bool:
+    """Whether ``path`` is a character device (``/dev/null``): written to, never replaced."""
+    return os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode)
 
 
 class AtomicFile:

@@ -14,14 +14,14 @@ from onnxslim.errors import InvalidModelError, ModelLoadError
 from onnxslim.io import extras
 from onnxslim.io.external import DataFiles
 from onnxslim.io.extras import META_KEY, SPARSE_KEY
-from onnxslim.io.source import Source, SourceTensor
+from onnxslim.io.source import SourceTensor
 from onnxslim.io.wire import Range, Skeleton
 
 _TUPLE_KINDS = (ir.AttributeType.STRINGS, ir.AttributeType.TYPE_PROTOS)
 
 
 def decode(
-    skeleton: Skeleton, proto: onnx.ModelProto, files: DataFiles, source: Source | None
+    skeleton: Skeleton, proto: onnx.ModelProto, files: DataFiles, path: str | None
 ) -> ir.Model:
     """Turn a parsed skeleton into the IR. ``proto`` is taken over and changed.
 
@@ -29,7 +29,6 @@ def decode(
         ModelLoadError: external data that is missing, unsafe or of the wrong size.
         InvalidModelError: a graph that the IR cannot represent (a name produced twice ...).
     """
-    path = getattr(source, "path", None)
     return _Decoder(skeleton, proto, files).run(path)
 
 
@@ -263,7 +262,8 @@ class _Decoder:
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = self._tensor(value.const_value)
-        values = _Values(graph)
+        noted = isinstance(proto, onnx.GraphProto) and len(proto.quantization_annotation) > 0
+        values = _values(graph) if types or noted or self._keep_unknown else {}
         annotations: tuple[bytes, ...] = ()
         described: frozenset[str] = frozenset()
         if isinstance(proto, onnx.GraphProto):
@@ -303,7 +303,7 @@ class _Decoder:
         self,
         proto: onnx.GraphProto | onnx.FunctionProto,
         graph: ir.Graph,
-        values: _Values,
+        values: dict[str, ir.Value],
     ) -> None:
         infos = list(proto.value_info)
         if isinstance(proto, onnx.GraphProto):
@@ -314,27 +314,19 @@ class _Decoder:
                 if value is not None and unknown:
                     if isinstance(value.const_value, SourceTensor):
                         value.const_value.extra = unknown
-                    elif not isinstance(value.const_value, ir.TensorProtoTensor):
-                        _value_extras(value, tensor=unknown)
+                    elif isinstance(value.const_value, ir.StringTensor):
+                        value.const_value.meta[META_KEY] = unknown
         for info in infos:
             unknown = extras.unknown_fields(info)
             if unknown and info.name in values:
                 _value_extras(values[info.name], unknown=unknown)
 
 
-class _Values(dict[str, ir.Value]):
-    """The values a graph defines or reads, by name."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        super().__init__()
-        for node in graph:
-            for value in node.inputs:
-                if value is not None and value.name and value.graph is None:
-                    self[value.name] = value
-        for values in (graph.inputs, graph.initializers.values(), graph.outputs):
-            self.update({value.name: value for value in values if value.name})
-        for node in graph:
-            self.update({value.name: value for value in node.outputs if value.name})
+def _values(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Return the values that a graph defines, by name."""
+    values = [*graph.outputs, *graph.inputs, *graph.initializers.values()]
+    values += [value for node in graph for value in node.outputs]
+    return {value.name: value for value in values if value.name}
 
 
 def _value_extras(value: ir.Value, **changes: bytes) -> None:

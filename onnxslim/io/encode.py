@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim.io import extras
+from onnxslim.io.border import write_border
 from onnxslim.io.extras import META_KEY, SPARSE_KEY
 from onnxslim.io.source import SourceTensor
 
@@ -76,10 +77,7 @@ class _Encoder:
             proto.name = graph.name
         if graph.doc_string is not None:
             proto.doc_string = graph.doc_string
-        for value in graph.inputs:
-            _border(proto.input.add(), value, (declared or {}).get(f"i:{value.name}"))
-        for value in graph.outputs:
-            _border(proto.output.add(), value, (declared or {}).get(f"o:{value.name}"))
+        _border(proto, graph, declared or {})
         self._initializers(proto, graph, kept, main)
         outputs = set(graph.outputs)
         for node in graph:
@@ -108,8 +106,7 @@ class _Encoder:
                 sparse.ParseFromString(value.meta[SPARSE_KEY])
                 sparse.values.name = name
             elif value.const_value is not None:
-                extra = value.meta.get(META_KEY, extras.ValueExtras()).tensor
-                self._tensor(proto.initializer.add(), value.const_value, name, extra)
+                self._tensor(proto.initializer.add(), value.const_value, name)
 
     def _function(self, model_proto: onnx.ModelProto, function: ir.Function) -> None:
         proto = model_proto.functions.add()
@@ -208,18 +205,26 @@ class _Encoder:
         proto: onnx.TensorProto,
         tensor: ir.TensorProtocol,
         name: str | None,
-        extra: bytes = b"",
     ) -> None:
         filled = self._hook(proto, tensor)
         if not filled:
             _inline(proto, tensor)
         if filled or not isinstance(tensor, ir.TensorProtoTensor):
             _describe(proto, tensor)
-            extra = extra or (tensor.extra if isinstance(tensor, SourceTensor) else b"")
+            if extra := _tensor_extra(tensor):
+                proto.MergeFromString(extra)
         if name:
             proto.name = name
-        if extra:
-            proto.MergeFromString(extra)
+
+
+def _tensor_extra(tensor: ir.TensorProtocol) -> bytes:
+    if isinstance(tensor, SourceTensor):
+        return tensor.extra
+    if isinstance(tensor, ir.TensorProtoTensor):
+        return extras.unknown_fields(tensor.raw)
+    if isinstance(tensor, ir.StringTensor):
+        return bytes(tensor.meta.get(META_KEY, b""))
+    return b""
 
 
 _HOLDERS = frozenset(
@@ -261,12 +266,16 @@ def _dims(tensor: ir.TensorProtocol) -> list[int]:
     return [dim for dim in tensor.shape if isinstance(dim, int)]
 
 
-def _border(proto: onnx.ValueInfoProto, value: ir.Value, declared: bytes | None) -> None:
-    """Write a graph input or output: as it was declared, whatever was inferred since."""
-    if declared is not None:
-        proto.ParseFromString(declared)
-    else:
-        _fill_value(proto, value)
+def _border(proto: onnx.GraphProto, graph: ir.Graph, declared: Mapping[str, bytes]) -> None:
+    for infos, values, here, there in (
+        (proto.input, graph.inputs, "i:", "o:"),
+        (proto.output, graph.outputs, "o:", "i:"),
+    ):
+        for value in values:
+            current = onnx.ValueInfoProto()
+            _fill_value(current, value)
+            own, other = (declared.get(f"{end}{value.name}") for end in (here, there))
+            write_border(infos.add(), current, own, other, refinable=here == "o:")
 
 
 def _typed_input(proto: onnx.ValueInfoProto, value: ir.Value) -> None:

@@ -22,7 +22,8 @@ class DataFiles:
         """``model_path`` is the real path of the model; None if it did not come from a path."""
         self._folder = None if model_path is None else os.path.dirname(model_path)
         self._label = label
-        self._open: dict[str, FileSource] = {}
+        self._open: dict[str, FileSource] = {}  # by location, as written in the model
+        self._by_path: dict[str, FileSource] = {}
 
     def locate(self, proto: onnx.TensorProto, expected: int) -> Range:
         """Return where the data of an external tensor lies; ``expected`` is its size in bytes.
@@ -56,7 +57,9 @@ class DataFiles:
                     f"tensor '{name}': data file '{location}' of {self._label} is missing; put it "
                     "beside the model"
                 )
-            self._open[location] = FileSource.open(path, f"data file '{location}'")
+            if path not in self._by_path:
+                self._by_path[path] = FileSource.open(path, f"data file '{location}'")
+            self._open[location] = self._by_path[path]
         return self._open[location]
 
     def _checked(self, location: str, name: str) -> str:

@@ -62,7 +62,6 @@ class ValueExtras:
 
     unknown: bytes = b""
     type: bytes = b""
-    tensor: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,12 @@ class OpaqueAttribute:
     """
 
     data: bytes
+
+
+def source_path(model: ir.Model) -> str | None:
+    """Return the real path of the file the model was loaded from, if it came from one."""
+    kept = model.graph.meta.get(META_KEY)
+    return kept.path if isinstance(kept, ModelExtras) else None
 
 
 def is_opaque_initializer(value: ir.Value) -> bool:

@@ -14,9 +14,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxslim.errors import ModelLoadError
 from onnxslim.io.decode import decode
+from onnxslim.io.encode import encode
 from onnxslim.io.external import DataFiles
-from onnxslim.io.source import FileSource, MemorySource, Source
-from onnxslim.io.wire import Skeleton, strip
+from onnxslim.io.extras import source_path
+from onnxslim.io.source import FileSource, MemorySource, Source, SourceTensor
+from onnxslim.io.wire import Range, Skeleton, strip
 
 ModelSource = str | os.PathLike[str] | bytes | BinaryIO | onnx.ModelProto | ir.Model
 
@@ -82,7 +84,7 @@ def _open_stream(stream: BinaryIO, label: str) -> Source:
 def _from_source(source: Source) -> ir.Model:
     skeleton, proto = parse(source)
     files = DataFiles(getattr(source, "path", None), source.label)
-    return decode(skeleton, proto, files, source)
+    return decode(skeleton, proto, files, getattr(source, "path", None))
 
 
 def parse(source: Source) -> tuple[Skeleton, onnx.ModelProto]:
@@ -94,7 +96,7 @@ def parse(source: Source) -> tuple[Skeleton, onnx.ModelProto]:
     label = source.label
     if source.size == 0:
         raise ModelLoadError(f"{label} is empty; an ONNX model was expected")
-    skeleton = strip(source, f"onnxslim-{secrets.token_hex(12)}-")
+    skeleton = strip(source, _token())
     try:
         proto = onnx.ModelProto.FromString(skeleton.data)
     except DecodeError:
@@ -104,19 +106,43 @@ def parse(source: Source) -> tuple[Skeleton, onnx.ModelProto]:
     return skeleton, proto
 
 
+def _token() -> str:
+    return f"onnxslim-{secrets.token_hex(12)}-"
+
+
 def _from_proto(source: onnx.ModelProto) -> ir.Model:
     if not source.HasField("graph"):
         raise ModelLoadError("the given ModelProto is not an ONNX model: it holds no graph")
     proto = onnx.ModelProto()
     proto.CopyFrom(source)
     label = "the given ModelProto"
-    skeleton = Skeleton(b"", f"onnxslim-{secrets.token_hex(12)}-")
+    skeleton = Skeleton(b"", _token())
     return decode(skeleton, proto, DataFiles(None, label), None)
 
 
 def _clone(model: ir.Model) -> ir.Model:
-    clone = model.clone()
+    try:
+        clone = model.clone()
+    except RuntimeError:  # the IR cannot clone a graph whose nodes are not in order
+        return _clone_by_way_of_proto(model)
     clone.meta.update(model.meta)
     for key, function in model.functions.items():
         clone.functions[key].metadata_props.update(function.metadata_props)
     return clone
+
+
+def _clone_by_way_of_proto(model: ir.Model) -> ir.Model:
+    """Clone with tensors in files shared; those in memory are copied."""
+    skeleton = Skeleton(b"", _token())
+
+    def share(proto: onnx.TensorProto, tensor: ir.TensorProtocol) -> bool:
+        if not isinstance(tensor, SourceTensor):
+            return False
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        location = f"{skeleton.token}{len(skeleton.ranges)}"
+        proto.external_data.add(key="location", value=location)
+        skeleton.ranges.append(Range(tensor.source, tensor.offset, tensor.length))
+        return True
+
+    proto = encode(model, share)
+    return decode(skeleton, proto, DataFiles(None, "the given model"), source_path(model))

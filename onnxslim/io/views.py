@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
@@ -11,17 +10,10 @@ import onnx_ir as ir
 from onnxslim.errors import ModelLoadError
 from onnxslim.io import wire
 from onnxslim.io.encode import encode, large
-from onnxslim.io.extras import META_KEY, ModelExtras
 from onnxslim.io.source import FileSource, SourceTensor
 from onnxslim.io.writer import refer
 
 _NOWHERE = "onnxslim-not-stored"  # location of data that a structural view leaves out
-
-
-def source_path(model: ir.Model) -> str | None:
-    """Return the real path of the file the model was loaded from, if it came from one."""
-    kept = model.graph.meta.get(META_KEY)
-    return kept.path if isinstance(kept, ModelExtras) else None
 
 
 def runtime_proto(model: ir.Model) -> tuple[bytes, str | None]:
@@ -34,59 +26,44 @@ def runtime_proto(model: ir.Model) -> tuple[bytes, str | None]:
     Raises:
         ModelLoadError: what must be inline passes 2 GiB, which protobuf cannot hold.
     """
-    tensors = list(_large_tensors(model))
-    folder = _common_folder(tensors)
-    inline = sum(tensor.nbytes for tensor in tensors if _file_of(tensor, folder) is None)
-    if inline > wire.MAX_MESSAGE_BYTES:
-        raise ModelLoadError(
-            f"the model holds {inline} bytes of weights in memory, too many for one message of "
-            "2 GiB; save it with external data and use that file"
-        )
-    used = False
+    usable: dict[int, bool] = {}  # by id of the source: one look at the disk each
+    held: list[tuple[onnx.TensorProto, SourceTensor, str]] = []
+    inline = 0
 
     def hook(proto: onnx.TensorProto, tensor: ir.TensorProtocol) -> bool:
-        nonlocal used
-        file = _file_of(tensor, folder)
-        if file is None or folder is None or not large(tensor, wire.MIN_TENSOR_BYTES):
-            return False
-        assert isinstance(tensor, SourceTensor)
-        refer(proto, os.path.relpath(file, folder), tensor.offset, tensor.length)
-        used = True
-        return True
-
-    data = encode(model, hook).SerializeToString()
-    return data, folder if used else None
-
-
-def _file_of(tensor: ir.TensorProtocol, folder: str | None) -> str | None:
-    """Return the path of the file behind a tensor, if it can be opened there by others."""
-    if folder is None or not isinstance(tensor, SourceTensor):
-        return None
-    source = tensor.source
-    return source.path if isinstance(source, FileSource) and source.still_at_path() else None
-
-
-def _common_folder(tensors: list[ir.TensorProtocol]) -> str | None:
-    paths = {
-        tensor.source.path
-        for tensor in tensors
-        if isinstance(tensor, SourceTensor) and isinstance(tensor.source, FileSource)
-    }
-    folders = [os.path.dirname(path) for path in paths if path is not None]
-    return os.path.commonpath(folders) if folders else None
-
-
-def _large_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    found: list[ir.TensorProtocol] = []
-
-    def hook(proto: onnx.TensorProto, tensor: ir.TensorProtocol) -> bool:
+        nonlocal inline
         if not large(tensor, wire.MIN_TENSOR_BYTES):
             return False
-        found.append(tensor)
-        return True
+        path = _path_of(tensor, usable)
+        if isinstance(tensor, SourceTensor) and path is not None:
+            held.append((proto, tensor, path))
+            return True
+        inline += tensor.nbytes
+        if inline > wire.MAX_MESSAGE_BYTES:
+            raise ModelLoadError(
+                "the weights in memory are too many for one message of 2 GiB; save the model with "
+                "external data and use that file"
+            )
+        return False
 
-    encode(model, hook)
-    return iter(found)
+    proto = encode(model, hook)
+    if not held:
+        return proto.SerializeToString(), None
+    folder = os.path.commonpath([os.path.dirname(path) for _, _, path in held])
+    locations = {path: os.path.relpath(path, folder) for _, _, path in held}
+    for tensor_proto, tensor, path in held:
+        refer(tensor_proto, locations[path], tensor.offset, tensor.length)
+    return proto.SerializeToString(), folder
+
+
+def _path_of(tensor: ir.TensorProtocol, usable: dict[int, bool]) -> str | None:
+    """Return the file behind a tensor, if others who open that path get the same file."""
+    source = tensor.source if isinstance(tensor, SourceTensor) else None
+    if not isinstance(source, FileSource) or source.path is None:
+        return None
+    if id(source) not in usable:
+        usable[id(source)] = source.still_at_path()
+    return source.path if usable[id(source)] else None
 
 
 def skeleton_proto(model: ir.Model, *, max_tensor_bytes: int = 1024) -> onnx.ModelProto:

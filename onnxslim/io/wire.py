@@ -1,8 +1,7 @@
 """Walks the protobuf wire format of a model without parsing it.
 
-Two uses, mirror images: :func:`strip` reads a file into a *skeleton* (the same model, with each
-large ``raw_data`` replaced by a reference to where its bytes lie), :func:`splice` turns a
-serialized skeleton back into a stream in which the large data stands again.
+:func:`strip` reads a file into a *skeleton*: the same model, with each large ``raw_data`` replaced
+by a reference to where its bytes lie. Its mirror image is in :mod:`onnxslim.io.splice`.
 
 The walk knows only the nesting of messages that can hold a tensor. Whatever is unusual (groups,
 overlong varints, a singular message given twice, deep nesting) raises :class:`OddEncoding`, and
@@ -11,7 +10,7 @@ protobuf itself gets the bytes: speed is for what every exporter writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from onnxslim.errors import ModelLoadError
@@ -29,7 +28,7 @@ _MAX_DEPTH = 90  # protobuf gives up at 100; leave the exact limit to it
 MODEL, GRAPH, NODE, ATTRIBUTE, TENSOR, FUNCTION = range(6)
 
 # kind -> field number -> (kind of the embedded message, whether the field is singular)
-_NESTED: dict[int, dict[int, tuple[int, bool]]] = {
+NESTED: dict[int, dict[int, tuple[int, bool]]] = {
     MODEL: {7: (GRAPH, True), 25: (FUNCTION, False)},
     GRAPH: {1: (NODE, False), 5: (TENSOR, False)},
     NODE: {5: (ATTRIBUTE, False)},
@@ -38,7 +37,7 @@ _NESTED: dict[int, dict[int, tuple[int, bool]]] = {
     TENSOR: {},
 }
 RAW_DATA = 9
-_EXTERNAL_FIELDS = (13, 14)
+_LEFT_WHOLE = (3, 13, 14)  # segment, external_data, data_location
 
 
 class OddEncoding(Exception):  # noqa: N818  (a signal, not an error)
@@ -157,7 +156,7 @@ class _Stripper:
         """Return the stripped message in pieces, or None if nothing in it was stripped."""
         if depth > _MAX_DEPTH:
             raise OddEncoding
-        nested = _NESTED[kind]
+        nested = NESTED[kind]
         pieces: list[bytes] = []
         copied = start
         seen: set[int] = set()
@@ -186,7 +185,7 @@ class _Stripper:
     def _tensor(self, kind: int, start: int, end: int, depth: int) -> list[bytes] | None:
         raws: list[Field] = []
         for item in self._window.fields(start, end):
-            if item.number in _EXTERNAL_FIELDS:
+            if item.number in _LEFT_WHOLE:
                 return None
             if item.number == RAW_DATA and item.wire == 2:
                 raws.append(item)
@@ -227,105 +226,3 @@ def strip(source: Source, token: str) -> Skeleton:
         )
     skeleton.data = source.read(0, source.size) if pieces is None else b"".join(pieces)
     return skeleton
-
-
-Piece = bytes | int
-"""Of a spliced stream: literal bytes, or the index of the tensor whose data stands there."""
-
-
-class _Splicer:
-    """Finds placeholders in a serialized skeleton and corrects the lengths around them."""
-
-    def __init__(self, data: bytes, token: bytes, length_of: Callable[[int], int]) -> None:
-        self._data = data
-        self._view = memoryview(data)
-        self._token = token
-        self._length_of = length_of
-        self._next = data.find(token)
-
-    def message(self, kind: int, start: int, end: int) -> tuple[list[Piece], int]:
-        """Return the pieces of the message in ``[start, end)`` and their total length."""
-        pieces: list[Piece] = []
-        total = 0
-        copied = position = start
-        while start <= self._next < end:
-            item = self._field_with_token(position, end)
-            position = item.end
-            inner, size = self._content(kind, item)
-            if inner is None:
-                self._next = self._data.find(self._token, item.end)
-                continue
-            head = self._data[copied : item.start] + varint(item.number << 3 | 2) + varint(size)
-            pieces.append(head)
-            pieces.extend(inner)
-            total += len(head) + size
-            copied = item.end
-        tail = self._data[copied:end]
-        pieces.append(tail)
-        return pieces, total + len(tail)
-
-    def _content(self, kind: int, item: Field) -> tuple[list[Piece] | None, int]:
-        if kind == TENSOR and item.number == RAW_DATA:
-            tail = self._data[item.begin + len(self._token) : item.end]
-            index = int.from_bytes(tail, "big")
-            self._next = self._data.find(self._token, item.end)
-            return [index], self._length_of(index)
-        nested = _NESTED[kind].get(item.number)
-        if nested is None:
-            return None, 0
-        return self.message(nested[0], item.begin, item.end)
-
-    def _field_with_token(self, position: int, end: int) -> Field:
-        """Skip to the field that holds the next token. Protobuf wrote this: no checks needed."""
-        target = self._next
-        while position < end:
-            number, wire, begin, stop = _plain_field(self._view, position)
-            if stop > target:
-                return Field(number, wire, position, begin, stop)
-            position = stop
-        raise AssertionError("a placeholder outside every field")
-
-
-def _plain_field(view: memoryview, position: int) -> tuple[int, int, int, int]:
-    """Return number, wire type, begin and end of the payload of a field that protobuf wrote."""
-    tag, begin = _plain_varint(view, position)
-    wire = tag & 7
-    if wire == 2:
-        length, begin = _plain_varint(view, begin)
-        stop = begin + length
-    elif wire == 0:
-        _, stop = _plain_varint(view, begin)
-    elif wire in (1, 5):
-        stop = begin + (8 if wire == 1 else 4)
-    elif wire == 3:  # a group, kept among unknown fields; its end is a field of its own
-        stop, inner = begin, 3
-        while inner != 4:
-            _, inner, _, stop = _plain_field(view, stop)
-    else:
-        stop = begin
-    return tag >> 3, wire, begin, stop
-
-
-def _plain_varint(view: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-
-
-def splice(data: bytes, token: bytes, length_of: Callable[[int], int]) -> tuple[list[Piece], int]:
-    """Plan the stream of a serialized model whose placeholders are ``token`` + 4 index bytes.
-
-    Args:
-        data: The serialized ModelProto.
-        token: Random bytes that start each placeholder (in ``raw_data`` of a tensor).
-        length_of: Bytes of the tensor with an index.
-
-    Returns:
-        The pieces in order, and the total length in bytes.
-    """
-    return _Splicer(data, token, length_of).message(MODEL, 0, len(data))

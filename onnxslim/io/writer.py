@@ -13,11 +13,13 @@ import onnx_ir as ir
 
 from onnxslim.errors import ModelLoadError, ModelSaveError
 from onnxslim.io import wire
-from onnxslim.io.atomic import AtomicFile, check_target
+from onnxslim.io.atomic import AtomicFile, check_target, is_device
 from onnxslim.io.copying import FileSink, Sink, StreamSink, write_tensor
 from onnxslim.io.encode import encode, large
+from onnxslim.io.extras import META_KEY, ModelExtras
 from onnxslim.io.reader import parse
 from onnxslim.io.source import FileSource, SourceTensor
+from onnxslim.io.splice import Piece, splice
 
 INLINE_LIMIT = wire.MAX_MESSAGE_BYTES
 """A model file longer than this cannot be parsed by anyone: its weights go to a data file."""
@@ -43,7 +45,7 @@ class SavedFiles:
 class Plan:
     """Everything about a file before a byte is written."""
 
-    pieces: list[wire.Piece]
+    pieces: list[Piece]
     length: int
     tensors: list[ir.TensorProtocol]
     data: list[tuple[int, ir.TensorProtocol]] = field(default_factory=list)
@@ -89,6 +91,9 @@ def save(model: ir.Model, target: ModelTarget, *, external_data: bool = False) -
     if os.fspath(target) == "-":
         return _save_stream(model, sys.stdout.buffer, external_data)
     path = check_target(target)
+    if is_device(path):
+        with open(path, "wb", buffering=0) as device:
+            return _save_stream(model, device, external_data)
     plan = _inline_plan(model)
     try:
         if external_data or plan.length > INLINE_LIMIT:
@@ -117,7 +122,7 @@ def _inline_plan(model: ir.Model) -> Plan:
         return True
 
     data = encode(model, placeholder).SerializeToString()
-    pieces, length = wire.splice(data, token, lambda index: tensors[index].nbytes)
+    pieces, length = splice(data, token, lambda index: tensors[index].nbytes)
     return Plan(pieces, length, tensors)
 
 
@@ -125,7 +130,9 @@ def _streamable(tensor: ir.TensorProtocol) -> bool:
     """Whether a tensor has raw data worth streaming; typed fields stay as they are."""
     if not large(tensor, wire.MIN_TENSOR_BYTES):
         return False
-    return not isinstance(tensor, ir.TensorProtoTensor) or tensor.raw.HasField("raw_data")
+    if not isinstance(tensor, ir.TensorProtoTensor):
+        return True
+    return tensor.raw.HasField("raw_data") and not tensor.raw.HasField("segment")
 
 
 def _external_plan(model: ir.Model, location: str) -> Plan:
@@ -181,7 +188,7 @@ def _write_file(path: str, plan: Plan) -> None:
 def _save_two(model: ir.Model, path: str) -> SavedFiles:
     """Write data file and model. The model's rename is the one moment at which both count."""
     old = _old_data_files(path)
-    data_path = _fresh_data_path(path, old)
+    data_path = _fresh_data_path(path, old | _source_paths(model))
     plan = _external_plan(model, os.path.basename(data_path))
     if plan.length > INLINE_LIMIT:
         raise ModelSaveError(f"'{path}': the graph without its weights passes 2 GiB")
@@ -233,11 +240,21 @@ def _data_name(name: str, number: int) -> str:
     return f"{name}.data" if number == 0 else f"{name}.{number}.data"
 
 
-def _fresh_data_path(path: str, old: set[str]) -> str:
-    """Return a data file name that the old model, valid until the last moment, does not use."""
+def _source_paths(model: ir.Model) -> set[str]:
+    kept = model.graph.meta.get(META_KEY)
+    sources = kept.sources if isinstance(kept, ModelExtras) else ()
+    files = [source for source in sources if isinstance(source, FileSource)]
+    return {file.path for file in files if file.path is not None}
+
+
+def _fresh_data_path(path: str, used: set[str]) -> str:
+    """Return a data file name that no model which has to stay whole refers to.
+
+    Those are the model that is replaced (valid until the last moment) and the source.
+    """
     folder, name = os.path.split(path)
     number = 0
-    while os.path.join(folder, _data_name(name, number)) in old:
+    while os.path.join(folder, _data_name(name, number)) in used:
         number += 1
     return os.path.join(folder, _data_name(name, number))
 

@@ -50,11 +50,13 @@ class Channels:
         axis: the axis, in ``[0, rank)``.
         ids: the atom of each coordinate; one atom may occur several times.
         known: the constant of each coordinate, NaN when unknown; None when all are unknown.
+        dtype: the element type, also where shape inference does not know it.
     """
 
     axis: int
     ids: Ids
     known: Known | None = None
+    dtype: ir.DataType | None = None
 
     def filled(self) -> Known:
         """``known`` as an array, also when nothing is known."""
@@ -111,6 +113,7 @@ class Channelled:
     graph: ir.Graph
     opset: int
     evaluate: Evaluate
+    is_function: bool = False
     parents: list[int] = field(default_factory=list)
     values: dict[ir.Value, Channels] = field(default_factory=dict)
     slots: dict[ir.Value, dict[int, Ids]] = field(default_factory=dict)
@@ -158,8 +161,15 @@ class Channelled:
         """The tracked axis of a value that is computed in this graph, or None."""
         return None if value is None else self.values.get(value)
 
-    def track(self, value: ir.Value, axis: int, ids: Ids, known: Known | None = None) -> None:
-        """Says which axis of an output is tracked.
+    def track(
+        self,
+        value: ir.Value,
+        axis: int,
+        ids: Ids,
+        known: Known | None = None,
+        dtype: ir.DataType | None = None,
+    ) -> None:
+        """Says which axis of an output is tracked; constants are rounded to the output's type.
 
         Raises:
             Barrier: the inferred shape does not agree, so some assumption was wrong.
@@ -167,10 +177,12 @@ class Channelled:
         size = dim(value, axis)
         if rank(value) is not None and isinstance(size, int) and size != len(ids):
             raise Barrier("its output has another number of channels than its inputs tell")
+        dtype = value.dtype if value.dtype is not None else dtype
         if known is not None:
+            known = in_dtype(dtype, known)
             known = np.where(np.isfinite(known), known, np.nan)
             known = None if np.isnan(known).all() else known
-        self.values[value] = Channels(axis, ids, known)
+        self.values[value] = Channels(axis, ids, known, dtype)
 
     def on_axis(self, value: ir.Value | None, axis: int, size: int) -> Channels:
         """The channels of an input on the axis a rule needs; pinned ones where another is tracked.
@@ -237,7 +249,7 @@ def node_label(node: ir.Node) -> str:
 def constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """The shape of a constant, None when the value is not constant."""
     tensor = constant_tensor(value)
-    return None if tensor is None else tuple(int(size) for size in tensor.shape)
+    return None if tensor is None else tuple(tensor.shape.numpy())
 
 
 def uniform(value: ir.Value | None, axis: int) -> Known | None:
@@ -257,9 +269,9 @@ def uniform(value: ir.Value | None, axis: int) -> Known | None:
     return np.where(same, first, np.nan)
 
 
-def in_dtype(value: ir.Value | None, known: Known) -> Known:
-    """Rounds constants to the float type of the value they are in."""
-    if value is None or value.dtype is None or not value.dtype.is_floating_point():
+def in_dtype(dtype: ir.DataType | None, known: Known) -> Known:
+    """Rounds constants to a float type; other types leave them as they are."""
+    if dtype is None or not dtype.is_floating_point():
         return known
     with np.errstate(all="ignore"):
-        return known.astype(value.dtype.numpy()).astype(np.float64)
+        return known.astype(dtype.numpy()).astype(np.float64)

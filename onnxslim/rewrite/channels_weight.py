@@ -38,7 +38,7 @@ class Weight:
     def __init__(self, tensor: ir.TensorProtocol, out_axis: int) -> None:
         self.tensor = tensor
         self.out_axis = out_axis
-        self.shape = tuple(int(size) for size in tensor.shape)
+        self.shape: tuple[int, ...] = tuple(tensor.shape.numpy())
         self._any: tuple[Mask, Mask] | None = None
         self._matrix: Mask | None = None
 
@@ -71,7 +71,7 @@ class Weight:
     def sums(self, inputs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """``(outputs, len(inputs))``: sums over the kernel for these inputs, in float64."""
         content = np.take(self.tensor.numpy(), inputs, axis=1 - self.out_axis)
-        totals = _kernels(content).astype(np.float64).sum(axis=2)
+        totals: npt.NDArray[np.float64] = _kernels(content).astype(np.float64).sum(axis=2)
         return totals if self.out_axis == 0 else totals.T
 
     def _scanned(self) -> tuple[Mask, Mask]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim.errors import RuntimeRefusedError
-from onnxslim.runtime.specs import InputSpec, runtime_dtype, spec_from_runtime
+from onnxslim.runtime.specs import Array, InputSpec, runtime_dtype, spec_from_runtime
 
 # Messages are cut here, in characters: onnxruntime repeats whole type lists.
 _MESSAGE_LENGTH = 300
@@ -133,7 +134,7 @@ def _has_no_numpy_type(type_text: str) -> bool:
     return any(name in type_text for name in ("bfloat16", "float8", "int4", "int2", "float4"))
 
 
-def _to_handle(array: np.ndarray[Any, Any]) -> Any:
+def _to_handle(array: Array) -> Any:
     import onnxruntime
 
     make = onnxruntime.OrtValue
@@ -151,7 +152,17 @@ def _from_handle(handle: Any) -> Any:
     if not _has_no_numpy_type(type_text):
         return handle.numpy()
     dtype = runtime_dtype(type_text[len("tensor(") : -1])
-    if dtype is None or dtype.bitwidth < 8:
+    if dtype is None:
         raise ValueError(f"outputs of type {type_text} cannot be read back")
     data = ctypes.string_at(handle.data_ptr(), handle.tensor_size_in_bytes())
-    return np.frombuffer(data, dtype=dtype.numpy()).reshape(handle.shape())
+    codes = np.frombuffer(data, dtype=np.uint8)
+    if dtype.bitwidth < 8:
+        codes = _unpacked(codes, dtype.bitwidth, math.prod(handle.shape()))
+    return codes.view(dtype.numpy()).reshape(handle.shape())
+
+
+def _unpacked(data: Array, bits: int, size: int) -> Array:
+    """One element per byte from several, lowest bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (data[:, None] >> shifts) & np.uint8(2**bits - 1)
+    return codes.reshape(-1)[:size]

@@ -138,7 +138,8 @@ def _compare_numbers(reference: Array, candidate: Array, name: str) -> Differenc
         dot += float(np.vdot(other, one).real)
         norm_one += float(np.vdot(one, one).real)
         norm_other += float(np.vdot(other, other).real)
-    return Difference(name, max_abs, scale, _cosine(dot, norm_one, norm_other, max_abs), exact)
+    cosine = 1.0 if exact else _cosine(dot, norm_one, norm_other, max_abs)
+    return Difference(name, max_abs, scale, cosine, exact)
 
 
 def _compare_integers(reference: Array, candidate: Array, name: str) -> Difference:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from google.protobuf import text_format
+from google.protobuf import text_format  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import io
@@ -33,7 +33,10 @@ def simple(**changes: object) -> onnx.ModelProto:
         "g",
         [helper.make_tensor_value_info("x", kind, ["batch", 600])],
         [helper.make_tensor_value_info("z", kind, ["batch", 600])],
-        [numpy_helper.from_array(LARGE, "w"), numpy_helper.from_array(np.float32([2]), "s")],
+        [
+            numpy_helper.from_array(LARGE, "w"),
+            numpy_helper.from_array(np.array([2], np.float32), "s"),
+        ],
         value_info=[helper.make_tensor_value_info("y", kind, ["batch", 600])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -73,8 +76,8 @@ def with_subgraphs() -> onnx.ModelProto:
 
 def with_sparse_initializer() -> onnx.ModelProto:
     model = simple()
-    values = numpy_helper.from_array(np.float32([1, 2, 3]), "sp")
-    indices = numpy_helper.from_array(np.int64([0, 5, 9]), "")
+    values = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "sp")
+    indices = numpy_helper.from_array(np.array([0, 5, 9], np.int64), "")
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [600]))
     model.graph.node.insert(0, helper.make_node("Add", ["x", "sp"], ["spx"]))
     model.graph.output.append(helper.make_tensor_value_info("spx", TensorProto.FLOAT, None))
@@ -88,8 +91,8 @@ def with_sparse_initializer() -> onnx.ModelProto:
 
 def with_sparse_constant() -> onnx.ModelProto:
     model = simple()
-    values = numpy_helper.from_array(np.float32([1, 2, 3]), "")
-    indices = numpy_helper.from_array(np.int64([0, 5, 9]), "")
+    values = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "")
+    indices = numpy_helper.from_array(np.array([0, 5, 9], np.int64), "")
     sparse = helper.make_sparse_tensor(values, indices, [600])
     model.graph.node.append(helper.make_node("Constant", [], ["sc"], sparse_value=sparse))
     return model
@@ -147,7 +150,7 @@ def with_functions() -> onnx.ModelProto:
             [helper.make_opsetid("", 17)],
             ["needed"],
             [helper.make_attribute("slope", 0.5)],
-            overload=overload,
+            overload=overload or None,
             doc_string="function doc",
         )
         function.metadata_props.add(key="k", value="v")
@@ -157,7 +160,8 @@ def with_functions() -> onnx.ModelProto:
         function.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [600]))
         model.functions.append(function)
         call = helper.make_node("F", ["x"], [f"f{overload}"], domain="local", needed=1)
-        call.overload = overload
+        if overload:
+            call.overload = overload
         model.graph.node.append(call)
     return model
 
@@ -417,11 +421,31 @@ def test_sparse_constants_differ_in_value() -> None:
     assert other.attributes["sparse_value"].value != left.value
 
 
-def test_declared_types_stay_when_a_pass_learns_more(tmp_path: Path) -> None:
+def saved(model: ir.Model) -> onnx.GraphProto:
+    stream = stdio.BytesIO()
+    io.save(model, stream)
+    graph: onnx.GraphProto = onnx.ModelProto.FromString(stream.getvalue()).graph
+    return graph
+
+
+def test_declared_types_stay_when_a_pass_learns_more() -> None:
     model = io.load(simple().SerializeToString())
     model.graph.outputs[0].shape = ir.Shape([1, 600])
-    io.save(model, tmp_path / "out.onnx")
-    assert onnx.load(tmp_path / "out.onnx").graph.output[0] == simple().graph.output[0]
+    assert saved(model).output[0] == simple().graph.output[0]
+
+
+def test_a_changed_interface_is_written() -> None:
+    model = io.load(simple().SerializeToString())
+    model.graph.inputs[0].shape = ir.Shape([8, 600])
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    graph = saved(model)
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 8
+    assert graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT16
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs[0].shape = ir.Shape(["batch", "free"])
+    assert saved(model).output[0].type.tensor_type.shape.dim[1].dim_param == "free"
+    model.graph.inputs[0].name = "renamed"
+    assert saved(model).input[0].name == "renamed"
 
 
 DTYPES = [kind for kind in ir.DataType if kind.name not in ("UNDEFINED", "STRING")]

@@ -51,9 +51,7 @@ def test_infer_keeps_symbols() -> None:
 
 
 def test_stale_declarations_are_not_trusted() -> None:
-    text = MLP.replace(
-        "=> (float[N,8] y) <", "=> (float[N,8] y) <float[N,9] h, "
-    )
+    text = MLP.replace("=> (float[N,8] y) <", "=> (float[N,8] y) <float[N,9] h, ")
     model = parse(text)
     assert shapes.dim(value(model, "h"), 1) == 9
     shapes.set_aside_declared(model)

@@ -1,0 +1,199 @@
+"""Decoders of all codecs. Each payload must give exactly the announced number of bytes."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from onnxslim.errors import PackError
+from onnxslim.pack import zstd
+from onnxslim.pack.planes import WIDTHS, Bytes, join, rotate_back
+
+RAW, FILL, RLE, ZLIB_HUFFMAN, ZLIB_RLE, ZSTD, PLANES, BITMAP = range(8)
+CODEBOOK, ZLIB = 12, 13
+
+NAMES = {
+    RAW: "raw",
+    FILL: "fill",
+    RLE: "rle",
+    ZLIB_HUFFMAN: "zlib-huffman",
+    ZLIB_RLE: "zlib-rle",
+    ZSTD: "zstd",
+    PLANES: "rot-planes",
+    BITMAP: "bitmap+values",
+    8: "pcodec",
+    9: "brotli",
+    10: "xor-delta",
+    11: "int-diff",
+    CODEBOOK: "codebook",
+    ZLIB: "zlib",
+}
+_RESERVED = frozenset((8, 9, 10, 11))
+
+SIMPLE = frozenset((RAW, FILL, ZLIB_HUFFMAN, ZLIB_RLE, ZSTD, ZLIB))
+"""Codecs of plain bytes; only these may stand inside planes, bitmaps and palettes."""
+
+_VALUES = SIMPLE | {PLANES}
+MAX_FILL = 16
+
+_INNER = struct.Struct("<BI")
+
+Decoder = Callable[[memoryview, int, str], Bytes]
+
+
+def decode(codec: int, payload: bytes | memoryview, length: int, where: str) -> Bytes:
+    """Decode a payload to ``length`` bytes.
+
+    Args:
+        codec: Number of the codec.
+        payload: The packed bytes, of any origin.
+        length: Bytes of the result; the caller has checked that so many may be allocated.
+        where: Names file, tensor and chunk in messages.
+
+    Raises:
+        PackError: a codec that is unknown or not built in, or a payload that does not fit.
+    """
+    decoder = _DECODERS.get(codec)
+    if decoder is None:
+        name = NAMES.get(codec)
+        if codec in _RESERVED:
+            raise PackError(f"{where}: codec {codec} ({name}) is not supported by this version")
+        raise PackError(f"{where}: unknown codec {codec}; a newer version may read this file")
+    if not payload or not length:
+        raise _damaged(where, codec)
+    data = decoder(memoryview(payload), length, where)
+    if data.nbytes != length:
+        raise _damaged(where, codec)
+    return data
+
+
+def _damaged(where: str, codec: int) -> PackError:
+    return PackError(f"{where}: the {NAMES[codec]} payload is damaged; get the file again")
+
+
+def _raw(payload: memoryview, length: int, where: str) -> Bytes:
+    return np.frombuffer(payload, np.uint8)
+
+
+def _fill(payload: memoryview, length: int, where: str) -> Bytes:
+    size = len(payload)
+    if not 1 <= size <= MAX_FILL or length % size:
+        raise _damaged(where, FILL)
+    if size == 1:
+        return np.full(length, payload[0], np.uint8)
+    return np.tile(np.frombuffer(payload, np.uint8), length // size)
+
+
+def _rle(payload: memoryview, length: int, where: str) -> Bytes:
+    if len(payload) < 5:
+        raise _damaged(where, RLE)
+    width, count = payload[0], int.from_bytes(payload[1:5], "little")
+    if not width or not count or len(payload) != 5 + count * (4 + width) or length % width:
+        raise _damaged(where, RLE)
+    runs = np.frombuffer(payload[5 : 5 + 4 * count], "<u4")
+    if int(runs.sum(dtype=np.uint64)) != length // width:
+        raise _damaged(where, RLE)
+    values = np.frombuffer(payload[5 + 4 * count :], np.uint8).reshape(count, width)
+    return np.repeat(values, runs.astype(np.int64), axis=0).reshape(-1)
+
+
+def _inflate(payload: memoryview, length: int, where: str) -> Bytes:
+    machine = zlib.decompressobj()
+    try:
+        data = machine.decompress(payload, length + 1)
+    except zlib.error as error:
+        raise PackError(f"{where}: the zlib data is damaged ({error})") from None
+    if len(data) != length or not machine.eof or machine.unused_data:
+        raise _damaged(where, ZLIB)
+    return np.frombuffer(data, np.uint8)
+
+
+def _zstd(payload: memoryview, length: int, where: str) -> Bytes:
+    return np.frombuffer(zstd.decompress(payload, length, where), np.uint8)
+
+
+def _inner(
+    payload: memoryview, position: int, length: int, allowed: frozenset[int], where: str
+) -> tuple[Bytes, int]:
+    """Decode an embedded payload; return its bytes and the position after it."""
+    if position + _INNER.size > len(payload):
+        raise PackError(f"{where}: the payload ends too early")
+    codec, size = _INNER.unpack_from(payload, position)
+    start = position + _INNER.size
+    if codec not in allowed or start + size > len(payload):
+        raise PackError(f"{where}: codec {codec} cannot stand here, or its payload is cut short")
+    return decode(codec, payload[start : start + size], length, where), start + size
+
+
+def _planes(payload: memoryview, length: int, where: str) -> Bytes:
+    if len(payload) < 2 or payload[0] not in WIDTHS or payload[1] > 1 or length % payload[0]:
+        raise _damaged(where, PLANES)
+    width, turned = payload[0], payload[1]
+    groups: list[tuple[int, int, Bytes]] = []
+    plane, position = 0, 2
+    while plane < width:
+        count = payload[position] if position < len(payload) else 0
+        if count not in (1, 2) or plane % count or plane + count > width:
+            raise _damaged(where, PLANES)
+        data, position = _inner(payload, position + 1, length // width * count, SIMPLE, where)
+        groups.append((plane, count, data))
+        plane += count
+    if position != len(payload):
+        raise _damaged(where, PLANES)
+    words = join(groups, width, length)
+    if turned:
+        rotate_back(words)
+    return words.view(np.uint8)
+
+
+def _bitmap(payload: memoryview, length: int, where: str) -> Bytes:
+    if len(payload) < 5 or payload[0] not in (1, *WIDTHS) or length % payload[0]:
+        raise _damaged(where, BITMAP)
+    width, count = payload[0], int.from_bytes(payload[1:5], "little")
+    total = length // width
+    if not 1 <= count <= total:
+        raise _damaged(where, BITMAP)
+    bits, position = _inner(payload, 5, (total + 7) // 8, SIMPLE, where)
+    values, position = _inner(payload, position, count * width, _VALUES, where)
+    mask = np.unpackbits(bits, count=total).view(np.bool_)
+    if position != len(payload) or int(np.count_nonzero(mask)) != count:
+        raise _damaged(where, BITMAP)
+    out = np.zeros(total, f"<u{width}")
+    out[mask] = values.view(f"<u{width}")
+    return out.view(np.uint8)
+
+
+def _codebook(payload: memoryview, length: int, where: str) -> Bytes:
+    if len(payload) < 2 or payload[0] not in WIDTHS or length % payload[0]:
+        raise _damaged(where, CODEBOOK)
+    width, count = payload[0], payload[1] + 1
+    start = 2 + count * width
+    if start > len(payload):
+        raise _damaged(where, CODEBOOK)
+    table = np.frombuffer(payload[2:start], f"<u{width}")
+    indices, position = _inner(payload, start, length // width, SIMPLE, where)
+    if position != len(payload) or (indices.size and int(indices.max()) >= count):
+        raise _damaged(where, CODEBOOK)
+    return table[indices].view(np.uint8)
+
+
+_DECODERS: dict[int, Decoder] = {
+    RAW: _raw,
+    FILL: _fill,
+    RLE: _rle,
+    ZLIB_HUFFMAN: _inflate,
+    ZLIB_RLE: _inflate,
+    ZSTD: _zstd,
+    PLANES: _planes,
+    BITMAP: _bitmap,
+    CODEBOOK: _codebook,
+    ZLIB: _inflate,
+}
+
+
+def inner(codec: int, payload: bytes) -> bytes:
+    """Return an embedded payload with its head."""
+    return _INNER.pack(codec, len(payload)) + payload

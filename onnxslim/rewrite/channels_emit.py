@@ -1,0 +1,91 @@
+"""Carries out a removal: folds constants, cuts weights, and corrects what spells channel counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim.ir.constants import constant_tensor
+from onnxslim.ir.edit import add_initializer
+from onnxslim.rewrite.channels import Array, Channelled, Channels, Contraction, Edits, Ids
+from onnxslim.rewrite.channels_need import Need
+
+
+def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> None:
+    """Removes every atom that is not needed. The walk and the need are stale afterwards.
+
+    Args:
+        state: the walked graph, unchanged since the walk.
+        need: what stays.
+        fresh_name: gives unused names.
+    """
+
+    def initializer(content: Array, base: str) -> ir.Value:
+        return _constant(state, content, fresh_name(base))
+
+    edits = Edits(need.kept, initializer)
+    folds = [(part, _folded(part, need)) for part in state.contractions if part.fold is not None]
+    for value, slots in state.slots.items():
+        _cut_constant(value, slots, need)
+    for part, added in folds:
+        if added is not None and part.fold is not None:
+            part.fold(edits, added)
+    for ids, fix in state.fixes:
+        if not need.kept(ids).all():
+            fix(edits)
+    for value, channels in state.values.items():
+        _cut_shape(value, channels, need)
+
+
+def _constant(state: Channelled, content: Array, name: str) -> ir.Value:
+    """A new constant: an initializer, or a Constant node where a function body cannot hold one."""
+    if not state.is_function:
+        return add_initializer(state.graph, content, name)
+    tensor = ir.tensor(content, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(content.shape))
+    attribute = ir.AttrTensor("value", tensor)
+    node = ir.Node("", "Constant", [], attributes=[attribute], outputs=[value])
+    state.graph.insert_before(state.graph[0], node)
+    return value
+
+
+def _folded(part: Contraction, need: Need) -> Array | None:
+    """What removed constant channels add to each output that stays; None for nothing."""
+    known = part.inputs.known
+    if known is None:
+        return None
+    gone = np.flatnonzero(~need.kept(part.inputs.ids) & ~np.isnan(known) & (known != 0))
+    if not gone.size:
+        return None
+    added = part.weight.sums(gone) @ known[gone]
+    added = added[need.kept(part.outputs)]
+    return added if added.any() else None
+
+
+def _cut_constant(value: ir.Value, slots: dict[int, Ids], need: Need) -> None:
+    cuts = {axis: kept for axis, ids in slots.items() if not (kept := need.kept(ids)).all()}
+    tensor = constant_tensor(value)
+    if not cuts or tensor is None:
+        return
+    content = tensor.numpy()
+    for axis, kept in sorted(cuts.items()):
+        content = np.compress(kept, content, axis=axis)
+    new = ir.tensor(np.ascontiguousarray(content), dtype=tensor.dtype, name=value.name)
+    value.shape = ir.Shape(content.shape)
+    producer = value.producer()
+    if producer is None:
+        value.const_value = new
+        return
+    producer.attributes.clear()
+    producer.attributes["value"] = ir.AttrTensor("value", new)
+
+
+def _cut_shape(value: ir.Value, channels: Channels, need: Need) -> None:
+    kept = need.kept(channels.ids)
+    if value.shape is None or kept.all():
+        return
+    dims = list(value.shape)
+    dims[channels.axis] = int(kept.sum())
+    value.shape = ir.Shape(dims)
