@@ -18,11 +18,6 @@ _CLEAN = (
     "eliminate-dead-nodes",
     "eliminate-identity",
     "fold-constants",
-    "fold-shape-arithmetic",
-    "eliminate-noop",
-    "fuse-consecutive-casts",
-    "fuse-consecutive-reshapes",
-    "fuse-consecutive-transposes",
     "eliminate-common-subexpressions",
     "eliminate-dead-nodes",
 )
@@ -31,6 +26,7 @@ _FUSE = (
     "fuse-conv-batchnorm",
     "fuse-conv-affine",
     "fuse-matmul-add",
+    "fuse-transpose-gemm",
 )
 
 

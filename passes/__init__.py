@@ -10,6 +10,19 @@ from onnxslim.pipeline import Pass
 
 # name -> (module below onnxslim.passes, class)
 REGISTRY: dict[str, tuple[str, str]] = {
+    "deduplicate-initializers": ("simplify.deduplicate_initializers", "DeduplicateInitializers"),
+    "eliminate-common-subexpressions": (
+        "simplify.eliminate_common_subexpressions",
+        "EliminateCommonSubexpressions",
+    ),
+    "eliminate-dead-nodes": ("simplify.eliminate_dead_nodes", "EliminateDeadNodes"),
+    "eliminate-identity": ("simplify.eliminate_identity", "EliminateIdentity"),
+    "eliminate-zeroed-channels": ("prune.eliminate_zeroed_channels", "EliminateZeroedChannels"),
+    "fold-constants": ("simplify.fold_constants", "FoldConstants"),
+    "fuse-conv-affine": ("simplify.fuse_conv_affine", "FuseConvAffine"),
+    "fuse-conv-batchnorm": ("simplify.fuse_conv_batchnorm", "FuseConvBatchnorm"),
+    "fuse-matmul-add": ("simplify.fuse_matmul_add", "FuseMatmulAdd"),
+    "fuse-transpose-gemm": ("simplify.fuse_transpose_gemm", "FuseTransposeGemm"),
     "infer-shapes": ("simplify.infer_shapes", "InferShapes"),
 }
 

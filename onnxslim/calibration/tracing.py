@@ -17,6 +17,7 @@ from onnxslim.calibration.roles import Role, RoleBuilder, Size
 from onnxslim.calibration.uses import CONSUMERS, DOMAINS, contrib_use
 from onnxslim.ir import shapes
 from onnxslim.ir.constants import scalar
+from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.ir.traversal import nodes, subgraphs_of
 
 # First input in, first output out, every value kept (perhaps moved, repeated or dropped).

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxslim.ir.traversal import graphs
+from onnxslim.ir.traversal import graphs, subgraphs_of
 
 
 def can_replace(old: ir.Value, new: ir.Value) -> bool:
@@ -59,11 +59,21 @@ def bypass(node: ir.Node, replacement: ir.Value) -> None:
 
 
 def remove(node: ir.Node) -> None:
-    """Removes a node whose outputs nobody uses any more."""
+    """Removes a node whose outputs nobody uses any more, with what its subgraphs capture."""
     graph = node.graph
     if graph is None:
         raise ValueError(f"node {node.name!r} is in no graph")
     graph.remove(node, safe=True)
+    _release_captures(node)
+
+
+def _release_captures(node: ir.Node) -> None:
+    """The nodes in the subgraphs of a removed node no longer count as users of outer values."""
+    for graph in subgraphs_of(node):
+        for inner in graph:
+            _release_captures(inner)
+            for index in range(len(inner.inputs)):
+                inner.replace_input_with(index, None)
 
 
 class Names:

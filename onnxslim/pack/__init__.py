@@ -1,0 +1,21 @@
+"""Packs models without loss (``.onnxz``) and restores them byte for byte.
+
+``docs/format.md`` specifies the file. Reading one never trusts it: every size is checked before
+memory is taken, and nothing appears on disk before all hashes agree.
+"""
+
+from onnxslim.pack.layout import TOTAL_LIMIT
+from onnxslim.pack.reader import PackedTensor, is_packed, list_tensors, read_tensor
+from onnxslim.pack.restore import unpack
+from onnxslim.pack.writer import PackReport, pack
+
+__all__ = [
+    "TOTAL_LIMIT",
+    "PackReport",
+    "PackedTensor",
+    "is_packed",
+    "list_tensors",
+    "pack",
+    "read_tensor",
+    "unpack",
+]

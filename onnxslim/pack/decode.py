@@ -150,18 +150,23 @@ def _planes(payload: memoryview, length: int, where: str) -> Bytes:
 
 
 def _bitmap(payload: memoryview, length: int, where: str) -> Bytes:
-    if len(payload) < 5 or payload[0] not in (1, *WIDTHS) or length % payload[0]:
+    if len(payload) < 6 or payload[0] not in (1, *WIDTHS) or length % payload[0] or payload[1] > 1:
         raise _damaged(where, BITMAP)
-    width, count = payload[0], int.from_bytes(payload[1:5], "little")
+    width, signed, count = payload[0], payload[1], int.from_bytes(payload[2:6], "little")
     total = length // width
-    if not 1 <= count <= total:
+    if not 1 <= count <= total - signed:
         raise _damaged(where, BITMAP)
-    bits, position = _inner(payload, 5, (total + 7) // 8, SIMPLE, where)
-    values, position = _inner(payload, position, count * width, _VALUES, where)
+    bits, position = _inner(payload, 6, (total + 7) // 8, SIMPLE, where)
     mask = np.unpackbits(bits, count=total).view(np.bool_)
+    out = np.zeros(total, f"<u{width}")
+    if signed:
+        signs, position = _inner(payload, position, (total - count + 7) // 8, SIMPLE, where)
+    values, position = _inner(payload, position, count * width, _VALUES, where)
     if position != len(payload) or int(np.count_nonzero(mask)) != count:
         raise _damaged(where, BITMAP)
-    out = np.zeros(total, f"<u{width}")
+    if signed:
+        negative = np.unpackbits(signs, count=total - count).astype(out.dtype)
+        out[~mask] = negative << np.array(8 * width - 1, out.dtype)
     out[mask] = values.view(f"<u{width}")
     return out.view(np.uint8)
 

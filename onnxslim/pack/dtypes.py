@@ -69,6 +69,8 @@ def numpy_dtype(dtype: int) -> np.dtype[Any] | None:
     if name in _SMALL_FLOATS:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, _SMALL_FLOATS[name]))
+        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _SMALL_FLOATS[name]))
+        return small
     alias = {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
-    return np.dtype(alias).newbyteorder("<")
+    little: np.dtype[Any] = np.dtype(alias).newbyteorder("<")
+    return little

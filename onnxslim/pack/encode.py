@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxslim.errors import UsageError
 from onnxslim.pack import decode as codecs
 from onnxslim.pack import zstd
 from onnxslim.pack.decode import inner
 from onnxslim.pack.layout import RATIO_LIMIT
-from onnxslim.pack.planes import WIDTHS, Bytes, rotated, split
+from onnxslim.pack.planes import WIDTHS, Bytes, Words, rotated, split
 
 Encoded = tuple[int, bytes]
 Recipe = Callable[[Bytes, int, "Profile"], Encoded | None]
@@ -45,7 +46,8 @@ class Profile:
         view = data.data
         if not self.uses_zstd:
             return _smaller(
-                (codecs.ZLIB_HUFFMAN, _deflate(view, zlib.Z_HUFFMAN_ONLY)), (codecs.RAW, bytes(view))
+                (codecs.ZLIB_HUFFMAN, _deflate(view, zlib.Z_HUFFMAN_ONLY)),
+                (codecs.RAW, bytes(view)),
             )
         found = (codecs.ZSTD, zstd.compress(view, zstd.ENTROPY))
         if self.exhaustive:
@@ -177,28 +179,42 @@ def _planes(data: Bytes, width: int, profile: Profile, *, turn: bool) -> Encoded
 
 def bitmap_entropy(data: Bytes, width: int, profile: Profile) -> Encoded | None:
     """Return which elements are not zero, and those as plain bytes."""
-    return _bitmap(data, width, profile, entropy)
+    return _bitmap(data, width, profile, entropy, signed=False)
 
 
 def bitmap_planes(data: Bytes, width: int, profile: Profile) -> Encoded | None:
-    """Return which elements are not zero, and those as planes."""
-    return _bitmap(data, width, profile, turned_planes)
+    """Return which floats are not zero, the signs of zeros, and the others as planes.
+
+    Weights pruned by multiplication with a mask hold as many -0.0 as 0.0.
+    """
+    return _bitmap(data, width, profile, turned_planes, signed=True)
 
 
-def _bitmap(data: Bytes, width: int, profile: Profile, values: Recipe) -> Encoded | None:
+def _bitmap(
+    data: Bytes, width: int, profile: Profile, values: Recipe, *, signed: bool
+) -> Encoded | None:
     if width not in (1, *WIDTHS):
         return None
     words = data.view(f"<u{width}")
-    mask = words != 0
-    kept = words[mask]
+    mask = _nonzero(words, signed)
+    kept, zeros = words[mask], words[~mask]
     if not kept.size:
         return None
-    bits = profile.entropy(np.packbits(mask))
+    signed = bool(zeros.any())
+    parts = [bytes([width, signed]) + int(kept.size).to_bytes(4, "little")]
+    parts.append(inner(*profile.entropy(np.packbits(mask))))
+    if signed:
+        parts.append(inner(*profile.entropy(np.packbits(zeros != 0))))
     body = values(kept.view(np.uint8), width, profile)
     if body is None:
         return None
-    head = bytes([width]) + int(kept.size).to_bytes(4, "little")
-    return codecs.BITMAP, head + inner(*bits) + inner(*body)
+    return codecs.BITMAP, b"".join([*parts, inner(*body)])
+
+
+def _nonzero(words: Words, is_float: bool) -> npt.NDArray[np.bool_]:
+    """Return which elements are not zero; of floats, neither 0.0 nor -0.0."""
+    found: npt.NDArray[np.bool_] = (words << np.array(1, words.dtype) if is_float else words) != 0
+    return found
 
 
 def codebook(data: Bytes, width: int, profile: Profile) -> Encoded | None:
@@ -240,7 +256,8 @@ def choose(sample: Bytes, width: int, is_float: bool, profile: Profile) -> tuple
     if profile.exhaustive:
         return recipes
     words = sample.view(f"<u{width}") if width in WIDTHS else sample
-    sparse = np.count_nonzero(words) <= (1 - _SPARSE) * words.size
+    signed = is_float and width in WIDTHS
+    sparse = np.count_nonzero(_nonzero(words, signed)) <= (1 - _SPARSE) * words.size
     best: tuple[int, Recipe] | None = None
     for recipe in recipes:
         if recipe in (bitmap_planes, bitmap_entropy) and not sparse:
@@ -253,7 +270,9 @@ def choose(sample: Bytes, width: int, is_float: bool, profile: Profile) -> tuple
     return (best[1],)
 
 
-def encode(data: Bytes, width: int, recipes: tuple[Recipe, ...], profile: Profile) -> Encoded:
+def encode(
+    data: Bytes, width: int, recipes: tuple[Recipe, ...], profile: Profile, *, guarded: bool = False
+) -> Encoded:
     """Encode one chunk; the payload is never longer than the data.
 
     Args:
@@ -261,32 +280,37 @@ def encode(data: Bytes, width: int, recipes: tuple[Recipe, ...], profile: Profil
         width: Bytes of an element; a chunk of another multiple is treated as bytes.
         recipes: What :func:`choose` returned.
         profile: How hard to try.
+        guarded: Avoid results so small that a reader would take them for a bomb.
     """
     if data.size % width:
         width, recipes = 1, _NARROW if recipes else ()
     constant = fill(data, width, profile)
     if constant is not None:
         return constant
-    best: Encoded | None = None
+    best: Encoded = codecs.RAW, data.tobytes()
+    limit = int((1 - MIN_GAIN) * data.size)
     for recipe in recipes:
         result = recipe(data, width, profile)
-        if result is not None:
-            best = result if best is None else _smaller(best, result)
-    if best is not None and _is_suspicious(best, data.size):
-        best = codecs.ZLIB_HUFFMAN, _deflate(data.data, zlib.Z_HUFFMAN_ONLY)
-    if best is None or len(best[1]) > (1 - MIN_GAIN) * data.size:
-        return codecs.RAW, data.tobytes()
+        if guarded and result is not None and _is_suspicious(result, data.size):
+            result = rle(data, width, profile) or _huffman(data)
+        if result is not None and len(result[1]) <= limit:
+            best = _smaller(best, result)
     return best
 
 
+def _huffman(data: Bytes) -> Encoded:
+    """Pack to an eighth at best, which no reader takes for a bomb."""
+    return codecs.ZLIB_HUFFMAN, _deflate(data.data, zlib.Z_HUFFMAN_ONLY)
+
+
 def _is_suspicious(encoded: Encoded, length: int) -> bool:
-    """Whether a reader would take the chunk for a bomb; then it is packed less."""
+    """Whether a reader would take a long series of such chunks for a bomb."""
     if encoded[0] in (codecs.FILL, codecs.RLE):
         return False
     return len(encoded[1]) * (RATIO_LIMIT * 9 // 10) < length
 
 
-def encode_rest(data: Bytes, profile: Profile) -> Encoded:
+def encode_rest(data: Bytes, profile: Profile, *, guarded: bool = False) -> Encoded:
     """Encode bytes of a file that belong to no tensor (the graph)."""
     constant = fill(data, 1, profile)
     if constant is not None:
@@ -296,6 +320,6 @@ def encode_rest(data: Bytes, profile: Profile) -> Encoded:
         best: Encoded = codecs.ZSTD, zstd.compress(data.data, level)
     else:
         best = codecs.ZLIB, _deflate(data.data, zlib.Z_DEFAULT_STRATEGY)
-    if _is_suspicious(best, data.size):
-        best = codecs.ZLIB_HUFFMAN, _deflate(data.data, zlib.Z_HUFFMAN_ONLY)
+    if guarded and _is_suspicious(best, data.size):
+        best = _huffman(data)
     return _smaller(best, (codecs.RAW, data.tobytes()))

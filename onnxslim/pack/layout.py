@@ -133,6 +133,7 @@ class Manifest:
     files: list[PackedFile]
     blobs: list[Blob]
     _segments: dict[int, list[Segment]] = field(default_factory=dict, repr=False)
+    _rests: dict[int, list[Segment]] = field(default_factory=dict, repr=False)
 
     @property
     def total(self) -> int:
@@ -170,6 +171,23 @@ class Manifest:
         if position < file.size:
             found.append(Segment(position, file.size - position, None, rest))
         return found
+
+    def rest(self, number: int, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield (position in the file, length) of bytes of the rest of a file, in order."""
+        segments = self._rest_segments(number)
+        index = bisect_right(segments, start, key=lambda item: item.rest_start) - 1
+        while length:
+            segment = segments[index]
+            skipped = start - segment.rest_start
+            size = min(length, segment.length - skipped)
+            yield segment.start + skipped, size
+            start, length, index = start + size, length - size, index + 1
+
+    def _rest_segments(self, number: int) -> list[Segment]:
+        if number not in self._rests:
+            own = [item for item in self.segments(number) if item.blob is None]
+            self._rests[number] = own
+        return self._rests[number]
 
     def segment_at(self, number: int, position: int) -> int:
         """Return the index of the segment of a file that holds the byte at ``position``."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from onnxslim.errors import PackError
 from onnxslim.io.source import FileSource
-from onnxslim.pack.encode import Profile, Recipe, choose, encode
 from onnxslim.pack.dtypes import bits_of, is_float
-from onnxslim.pack.layout import MAX_CHUNK, MAX_ENTRIES, Blob, Manifest, PackedFile
+from onnxslim.pack.encode import Profile, Recipe, choose, encode
+from onnxslim.pack.layout import MAX_CHUNK, MAX_ENTRIES, RATIO_SLACK, Blob, Manifest, PackedFile
 from onnxslim.pack.names import check_side_names, safe_path, side_name
 from onnxslim.pack.parallel import in_order
 from onnxslim.pack.planes import Bytes
@@ -39,6 +39,15 @@ class Cut:
     is_float: bool
 
 
+class ModelBytes:
+    """A source as something to walk over."""
+
+    def __init__(self, source: FileSource) -> None:
+        self.size = source.size
+        self.read = source.read
+        self.peek = source.read
+
+
 @dataclass
 class Plan:
     """Everything the writer needs. ``origins`` says, for each blob, where its bytes are."""
@@ -53,6 +62,11 @@ class Plan:
     def read(self, file: int, offset: int, length: int) -> Bytes:
         """Read bytes of a file."""
         return read_bytes(self.sources[file], offset, length)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the model is so large that readers watch how far it expands."""
+        return self.manifest.total > RATIO_SLACK
 
     def recipes(self, blob: int) -> tuple[Recipe, ...]:
         """Return the recipes for the chunks of a blob; the same whichever thread asks first."""
@@ -106,7 +120,7 @@ def make_plan(main: FileSource, profile: Profile, threads: int) -> Plan:
 def _walk(main: FileSource) -> list[FoundTensor]:
     if not main.size:
         raise PackError(f"{main.label} is empty; give the path of an ONNX file")
-    walk = Walk(main, _SMALLEST)
+    walk = Walk(ModelBytes(main), _SMALLEST)
     found = list(walk.tensors())
     if not walk.is_model:
         raise PackError(f"{main.label} is not an ONNX model (or is cut short); nothing was packed")

@@ -19,10 +19,11 @@ WIDTHS = (2, 4, 8)
 
 def rotated(data: Bytes, width: int) -> Bytes:
     """Return elements of ``width`` bytes (little endian), each rotated left by one bit."""
-    words = data.view(f"<u{width}")
-    out = words << np.array(1, words.dtype)
+    words: Words = data.view(f"<u{width}")
+    out: Words = words << np.array(1, words.dtype)
     np.bitwise_or(out, words >> np.array(8 * width - 1, words.dtype), out=out)
-    return out.view(np.uint8)
+    turned: Bytes = out.view(np.uint8)
+    return turned
 
 
 def rotate_back(words: Words) -> None:

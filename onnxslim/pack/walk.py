@@ -44,6 +44,10 @@ class Readable(Protocol):
         """Return exactly ``length`` bytes."""
         ...
 
+    def peek(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes, at least one: those that cost little to read."""
+        ...
+
 
 @dataclass
 class FoundTensor:
@@ -184,17 +188,19 @@ class Walk:
             position = stop
 
     def _varint(self, position: int, end: int) -> tuple[int, int]:
-        offset = position - self._start
-        if offset < 0 or offset + 10 > len(self._data):
-            size = max(0, min(_WINDOW, self._source.size - position))
-            self._data = self._source.read(position, size)
-            self._start, offset = position, 0
         value = 0
-        for index in range(offset, min(offset + 10, offset + end - position)):
-            byte = self._data[index]
-            value |= (byte & 0x7F) << 7 * (index - offset)
+        for shift in range(0, 70, 7):
+            if position >= end:
+                break
+            offset = position - self._start
+            if not 0 <= offset < len(self._data):
+                self._data = self._source.peek(position, min(_WINDOW, self._source.size - position))
+                self._start, offset = position, 0
+            byte = self._data[offset]
+            position += 1
+            value |= (byte & 0x7F) << shift
             if byte < 0x80:
-                return value, self._start + index + 1
+                return value, position
         raise UnreadableError
 
 

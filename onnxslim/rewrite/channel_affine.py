@@ -98,7 +98,7 @@ def linear_before(value: ir.Value | None, reader: ir.Node) -> Linear | None:
 
 def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
     tensor = constant_tensor(value)
-    return static_shape(value) if tensor is None else tensor.shape.numpy()
+    return static_shape(value) if tensor is None else tuple(tensor.shape.numpy())
 
 
 def per_channel(content: Array, linear: Linear) -> Floats | None:
@@ -217,9 +217,7 @@ def _dtype(linear: Linear, affine: Affine) -> np.dtype[Any]:
     raise NotFusableError("the element type is not floating-point")
 
 
-def _check_stored_bytes(
-    linear: Linear, affine: Affine, old: ir.Value | None, needed: int
-) -> None:
+def _check_stored_bytes(linear: Linear, affine: Affine, old: ir.Value | None, needed: int) -> None:
     """A bias that is added or split off a shared one has to be paid for by what goes."""
     if old is not None and _is_own(old):
         return

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxslim.ir.constants import constant_tensor
+from onnxslim.ir.constants import SMALL_BYTES, constant_tensor
 from onnxslim.ir.shapes import dim, rank
 from onnxslim.rewrite.channels_weight import Weight
 
@@ -117,6 +117,7 @@ class Channelled:
     parents: list[int] = field(default_factory=list)
     values: dict[ir.Value, Channels] = field(default_factory=dict)
     slots: dict[ir.Value, dict[int, Ids]] = field(default_factory=dict)
+    vectors: dict[tuple[ir.Node, int], tuple[int, Ids]] = field(default_factory=dict)
     uses: dict[ir.Value, dict[tuple[ir.Node, int], frozenset[int]]] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
@@ -149,7 +150,12 @@ class Channelled:
 
     def roots(self) -> Ids:
         """The representative of every atom, indexed by atom."""
-        return np.array([self.find(atom) for atom in range(len(self.parents))], dtype=np.int64)
+        parents = np.array(self.parents, dtype=np.int64)
+        while True:
+            above = parents[parents]
+            if np.array_equal(above, parents):
+                return parents
+            parents = above
 
     def pin(self, ids: Ids, reason: str) -> None:
         """Keeps these atoms."""
@@ -199,9 +205,18 @@ class Channelled:
         return Channels(axis, ids)
 
     def record(self, node: ir.Node, index: int, axes: Mapping[int, Ids]) -> None:
-        """Says that input ``index``, a constant, may be cut along these axes with these atoms."""
+        """Says that input ``index``, a constant, may be cut along these axes with these atoms.
+
+        A small constant with one such axis (a bias) is copied where its readers need different
+        cuts. Any other is one tensor for all its readers, which ties their atoms.
+        """
         value = node.inputs[index]
+        tensor = constant_tensor(value)
         assert value is not None
+        assert tensor is not None
+        if len(axes) == 1 and tensor.nbytes <= SMALL_BYTES:
+            self.vectors[(node, index)] = next(iter(axes.items()))
+            return
         slots = self.slots.setdefault(value, {})
         for axis, ids in axes.items():
             if axis in slots:
@@ -232,6 +247,7 @@ class Channelled:
             if found is not None:
                 self.pin(found.ids, f"{node_label(node)}: {reason}")
             self.uses.get(value, {}).pop((node, index), None)
+            self.vectors.pop((node, index), None)
         for output in node.outputs:
             self.values.pop(output, None)
 

@@ -48,7 +48,7 @@ def cast(state: Channelled, node: ir.Node) -> None:
     """Cast: between float types constants are rounded; to anything else nothing is known."""
     channels = _tracked(state, node)
     target = node.outputs[0].dtype
-    keeps = target is not None and target.is_floating_point()
+    keeps = target is not None and target.is_floating_point() and target.bitwidth >= 16
     known = channels.known if keeps else None
     state.track(node.outputs[0], channels.axis, channels.ids, known)
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import add_initializer
 from onnxslim.rewrite.channels import Array, Channelled, Channels, Contraction, Edits, Ids
-from onnxslim.rewrite.channels_need import Need
+from onnxslim.rewrite.channels_need import Mask, Need
 
 
 def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> None:
@@ -26,7 +26,9 @@ def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> Non
         return _constant(state, content, fresh_name(base))
 
     edits = Edits(need.kept, initializer)
+    used = [value for value in state.graph.initializers.values() if value.uses()]
     folds = [(part, _folded(part, need)) for part in state.contractions if part.fold is not None]
+    _cut_vectors(state, edits)
     for value, slots in state.slots.items():
         _cut_constant(value, slots, need)
     for part, added in folds:
@@ -37,6 +39,9 @@ def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> Non
             fix(edits)
     for value, channels in state.values.items():
         _cut_shape(value, channels, need)
+    for value in used:
+        if not value.uses() and not value.is_graph_output() and value.name is not None:
+            del state.graph.initializers[value.name]
 
 
 def _constant(state: Channelled, content: Array, name: str) -> ir.Value:
@@ -64,6 +69,42 @@ def _folded(part: Contraction, need: Need) -> Array | None:
     return added if added.any() else None
 
 
+def _cut_vectors(state: Channelled, edits: Edits) -> None:
+    """Cuts small constants, in place where all their readers agree and as copies elsewhere."""
+    cuts: dict[ir.Value, dict[tuple[ir.Node, int], tuple[int, bytes]]] = {}
+    for (node, index), (axis, ids) in state.vectors.items():
+        value = node.inputs[index]
+        if value is not None:
+            cuts.setdefault(value, {})[(node, index)] = (axis, edits.kept(ids).tobytes())
+    for value, wanted in cuts.items():
+        readers = {(use.node, use.idx) for use in value.uses()}
+        forms = set(wanted.values())
+        in_place = len(forms) == 1 and readers == set(wanted) and not value.is_graph_output()
+        for axis, mask in sorted(forms):
+            places = [place for place, form in wanted.items() if form == (axis, mask)]
+            _cut_vector(value, axis, np.frombuffer(mask, dtype=np.bool_), places, in_place, edits)
+
+
+def _cut_vector(
+    value: ir.Value,
+    axis: int,
+    kept: Mask,
+    places: list[tuple[ir.Node, int]],
+    in_place: bool,
+    edits: Edits,
+) -> None:
+    tensor = constant_tensor(value)
+    if kept.all() or tensor is None:
+        return
+    content = np.ascontiguousarray(np.compress(kept, tensor.numpy(), axis=axis))
+    if in_place:
+        _store(value, ir.tensor(content, dtype=tensor.dtype, name=value.name))
+        return
+    copy = edits.initializer(content, f"{value.name}_cut")
+    for node, index in places:
+        node.replace_input_with(index, copy)
+
+
 def _cut_constant(value: ir.Value, slots: dict[int, Ids], need: Need) -> None:
     cuts = {axis: kept for axis, ids in slots.items() if not (kept := need.kept(ids)).all()}
     tensor = constant_tensor(value)
@@ -73,7 +114,12 @@ def _cut_constant(value: ir.Value, slots: dict[int, Ids], need: Need) -> None:
     for axis, kept in sorted(cuts.items()):
         content = np.compress(kept, content, axis=axis)
     new = ir.tensor(np.ascontiguousarray(content), dtype=tensor.dtype, name=value.name)
-    value.shape = ir.Shape(content.shape)
+    _store(value, new)
+
+
+def _store(value: ir.Value, new: ir.TensorProtocol) -> None:
+    """Gives a constant another content."""
+    value.shape = ir.Shape(new.shape.numpy())
     producer = value.producer()
     if producer is None:
         value.const_value = new

@@ -1,9 +1,9 @@
-"""Channel rules of operators that move, join, cut and pad axes."""
+"""Channel rules of operators that move, join, split and pad axes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -11,256 +11,24 @@ import onnx_ir as ir
 from onnxslim.ir.constants import array, int_list, is_constant, scalar
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels import Barrier, Channelled, Channels, Edits, Ids, Known, label
+from onnxslim.rewrite.channels import (
+    Barrier,
+    Channelled,
+    Channels,
+    Edits,
+    Ids,
+    Known,
+    constant_shape,
+)
 from onnxslim.rewrite.channels_elementwise import reduced_axes
+from onnxslim.rewrite.channels_reshape import numbers_of, spelled_count, tracked_input
 
 
 def transpose(state: Channelled, node: ir.Node) -> None:
     """Transpose moves the tracked axis."""
-    channels, count = _tracked(state, node)
+    channels, count = tracked_input(state, node)
     order = list(node.attributes.get_ints("perm", tuple(reversed(range(count)))))
     state.track(node.outputs[0], order.index(channels.axis), channels.ids, channels.known)
-
-
-def flatten(state: Channelled, node: ir.Node) -> None:
-    """Flatten joins axes in two groups; a channel becomes all the columns that came from it."""
-    channels, count = _tracked(state, node)
-    split = node.attributes.get_int("axis", 1)
-    split += count if split < 0 else 0
-    first, last, axis = (split, count, 1) if channels.axis >= split else (0, split, 0)
-    _join(state, node, channels, range(first, last), axis)
-
-
-def reshape(state: Channelled, node: ir.Node) -> None:
-    """Reshape that leaves the tracked axis alone, joins it with others, or splits off its tail."""
-    channels, count = _tracked(state, node)
-    source_dims = [dim(node.inputs[0], axis) for axis in range(count)]
-    literals = _shape_literals(node)
-    target_dims = _target_dims(node, literals, source_dims)
-    before, after = _unmatched(source_dims, target_dims)
-    axis = after[0]
-    if channels.axis < before[0] or channels.axis >= before[1]:
-        axis = channels.axis + (0 if channels.axis < before[0] else len(target_dims) - count)
-        state.track(node.outputs[0], axis, channels.ids, channels.known)
-    elif after[1] - after[0] == 1:
-        _join(state, node, channels, range(*before), axis)
-    elif before[1] - before[0] == 1 and after[1] > after[0]:
-        _split_axis(state, node, channels, target_dims[slice(*after)], axis)
-    else:
-        raise Barrier("it mixes the channels with other axes")
-    for copied, literal in enumerate(literals or []):
-        if literal == 0 and (copied == axis) != (copied == channels.axis):
-            raise Barrier("a 0 in its target shape copies another axis")
-    ids = state.values[node.outputs[0]].ids
-    state.fixes.append((ids, _literal(state, node, node.inputs[1], axis, ids, "the shape")))
-
-
-def _shape_literals(node: ir.Node) -> list[int | None] | None:
-    """The target shape as far as it is spelled: a constant, or a Concat of pieces."""
-    value = node.inputs[1]
-    numbers = int_list(value)
-    if numbers is not None:
-        return list(numbers)
-    producer = value.producer() if value is not None else None
-    if producer is None or not is_op(producer, "Concat"):
-        return None
-    literals: list[int | None] = []
-    for piece in producer.inputs:
-        numbers, size = int_list(piece), dim(piece, 0)
-        if numbers is None and not isinstance(size, int):
-            return None
-        literals += numbers if numbers is not None else [None] * int(size or 0)
-    return literals
-
-
-def _target_dims(
-    node: ir.Node, literals: list[int | None] | None, source: Sequence[int | str | None]
-) -> list[int | str | None]:
-    """The dimensions of the result: inferred, or spelled in the target shape."""
-    count = rank(node.outputs[0])
-    if count is None and literals is None:
-        raise Barrier("its target shape is unknown")
-    length = count if count is not None else len(literals or [])
-    dims = [dim(node.outputs[0], axis) for axis in range(length)]
-    for axis, literal in enumerate((literals or [])[:length]):
-        if literal is not None and literal > 0:
-            dims[axis] = literal
-        elif literal == 0 and not node.attributes.get_int("allowzero", 0) and axis < len(source):
-            dims[axis] = source[axis] if source[axis] is not None else f"copied axis {axis}"
-    return dims
-
-
-def _unmatched(
-    source: list[int | str | None], target: list[int | str | None]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The ranges of axes that differ once equal leading and trailing axes are taken off.
-
-    Changes nothing but the two lists: a single unknown on each side stands for the same number
-    when all the other axes multiply to the same.
-
-    The elements are equally many in all, so those of the two ranges are too.
-    """
-    copied = [axis for axis, size in enumerate(target) if size == f"copied axis {axis}"]
-    for axis in copied:
-        source[axis] = target[axis]
-    _name_the_unknown(source, target)
-    head = 0
-    while head < min(len(source), len(target)) and _same(source[head], target[head]):
-        head += 1
-    tail = 0
-    while tail < min(len(source), len(target)) - head and _same(
-        source[-1 - tail], target[-1 - tail]
-    ):
-        tail += 1
-    before, after = (head, len(source) - tail), (head, len(target) - tail)
-    return before, after
-
-
-def _name_the_unknown(source: list[int | str | None], target: list[int | str | None]) -> None:
-    open_source = [axis for axis, size in enumerate(source) if not isinstance(size, int)]
-    open_target = [axis for axis, size in enumerate(target) if not isinstance(size, int)]
-    if len(open_source) != 1 or len(open_target) != 1:
-        return
-    known_source = math.prod(size for size in source if isinstance(size, int))
-    known_target = math.prod(size for size in target if isinstance(size, int))
-    if known_source == known_target and known_source > 0:
-        source[open_source[0]] = target[open_target[0]] = "the rest"
-
-
-def _same(first: int | str | None, second: int | str | None) -> bool:
-    return first is not None and first == second
-
-
-def _numbers(dims: Sequence[int | str | None]) -> list[int]:
-    numbers = [size for size in dims if isinstance(size, int)]
-    if len(numbers) != len(dims):
-        raise Barrier("it joins or splits an axis of unknown size")
-    return numbers
-
-
-def _join(
-    state: Channelled, node: ir.Node, channels: Channels, group: range, target_axis: int
-) -> None:
-    """Merges the axes of ``group``, the tracked one among them, into one."""
-    sizes = _numbers([dim(node.inputs[0], axis) for axis in group])
-    shape = [1] * len(group)
-    shape[channels.axis - group.start] = len(channels.ids)
-    ids = np.broadcast_to(channels.ids.reshape(shape), sizes).reshape(-1)
-    known = np.broadcast_to(channels.filled().reshape(shape), sizes).reshape(-1)
-    state.track(node.outputs[0], target_axis, ids, known)
-
-
-def _split_axis(
-    state: Channelled,
-    node: ir.Node,
-    channels: Channels,
-    sizes: Sequence[int | str | None],
-    target_axis: int,
-) -> None:
-    """Splits the tracked axis; its first part stays tracked, each of its blocks as one atom."""
-    numbers = _numbers(sizes)
-    blocks = channels.ids.reshape(numbers[0], -1)
-    for column in range(1, blocks.shape[1]):
-        state.unite(blocks[:, 0], blocks[:, column])
-    known = channels.filled().reshape(numbers[0], -1)
-    same = (known == known[:, :1]).all(axis=1)
-    ids = np.ascontiguousarray(blocks[:, 0])
-    state.track(node.outputs[0], target_axis, ids, np.where(same, known[:, 0], np.nan))
-
-
-def _literal(
-    state: Channelled,
-    node: ir.Node,
-    value: ir.Value | None,
-    position: int,
-    ids: Ids,
-    what: str,
-    index: int = 1,
-) -> Callable[[Edits], None]:
-    """Prepares the change of one number in an integer input of ``node``.
-
-    The input is a constant, or a Concat of pieces of which the one in question is constant. -1 and
-    0 stay as they are: they follow the other numbers.
-
-    Raises:
-        Barrier: the number is computed in another way.
-    """
-    reader, place, offset = node, index, position
-    producer = value.producer() if value is not None else None
-    if not is_constant(value) and is_op(producer, "Concat"):
-        assert producer is not None
-        reader, place, offset = _piece(producer, position)
-    literals = int_list(reader.inputs[place])
-    if literals is None or offset >= len(literals):
-        raise Barrier(f"{what} it is given, {label(value)}, is computed")
-    if reader is not node and not _single_use(reader.outputs[0]):
-        raise Barrier(f"{what} it is given, {label(value)}, has other readers")
-    if literals[offset] in (-1, 0):
-        return lambda edits: None
-    if literals[offset] != len(ids):
-        raise Barrier(f"{what} it is given does not spell the number of channels")
-
-    def fix(edits: Edits) -> None:
-        old = reader.inputs[place]
-        numbers = int_list(old)
-        assert old is not None
-        assert numbers is not None
-        numbers[offset] = int(edits.kept(ids).sum())
-        content = np.array(numbers, dtype=np.int64)
-        reader.replace_input_with(place, edits.initializer(content, f"{old.name}_cut"))
-
-    return fix
-
-
-def _single_use(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def _piece(concat: ir.Node, position: int) -> tuple[ir.Node, int, int]:
-    """The input of a Concat of shape pieces that holds this position, and where inside it."""
-    offset = position
-    for index, value in enumerate(concat.inputs):
-        size = dim(value, 0)
-        if not isinstance(size, int):
-            numbers = int_list(value)
-            size = len(numbers) if numbers is not None else None
-        if size is None:
-            break
-        if offset < size:
-            return concat, index, offset
-        offset -= size
-    raise Barrier("the shape it is given is computed")
-
-
-def shape_of(state: Channelled, node: ir.Node) -> None:
-    """Shape whose entry of the tracked axis nobody reads."""
-    channels, count = _tracked(state, node)
-    start = node.attributes.get_int("start", 0)
-    end = node.attributes.get_int("end", count)
-    span = range(count)[slice(start, end)]
-    if channels.axis not in span:
-        return
-    entry = channels.axis - span.start
-    if node.outputs[0].is_graph_output():
-        raise Barrier("the number of channels is read")
-    for use in node.outputs[0].uses():
-        if not _reads_other_entries(use.node, use.idx, entry, len(span)):
-            raise Barrier("the number of channels is read")
-
-
-def _reads_other_entries(node: ir.Node, index: int, entry: int, length: int) -> bool:
-    if index != 0:
-        return False
-    if is_op(node, "Gather") and node.attributes.get_int("axis", 0) == 0:
-        picked = int_list(node.inputs[1])
-        return picked is not None and entry not in [number % length for number in picked]
-    if is_op(node, "Slice") and len(node.inputs) >= 3:
-        bounds = [int_list(value) for value in node.inputs[1:3]]
-        steps = int_list(node.inputs[4]) if len(node.inputs) > 4 else [1]
-        if steps == [1] and all(bound is not None and len(bound) == 1 for bound in bounds):
-            start, end = (bound[0] for bound in bounds if bound is not None)
-            return entry not in range(length)[slice(start, end)]
-    return False
 
 
 def concat(state: Channelled, node: ir.Node) -> None:
@@ -303,12 +71,12 @@ def _concat_part(state: Channelled, node: ir.Node, index: int, axis: int, size: 
 
 def split(state: Channelled, node: ir.Node) -> None:
     """Split along the tracked axis deals atoms out; along another one it repeats them."""
-    channels, count = _tracked(state, node)
+    channels, count = tracked_input(state, node)
     if node.attributes.get_int("axis", 0) % count != channels.axis:
         for output in node.outputs:
             state.track(output, channels.axis, channels.ids, channels.known)
         return
-    sizes = _numbers([dim(output, channels.axis) for output in node.outputs])
+    sizes = numbers_of([dim(output, channels.axis) for output in node.outputs])
     if sum(sizes) != len(channels.ids):
         raise Barrier("the sizes of its outputs are unknown")
     if len(node.inputs) > 1 and node.inputs[1] is not None and int_list(node.inputs[1]) is None:
@@ -339,22 +107,106 @@ def _split_sizes(state: Channelled, node: ir.Node, parts: list[Ids]) -> Callable
 
 
 def slice_(state: Channelled, node: ir.Node) -> None:
-    """Slice of other axes than the tracked one."""
-    channels, count = _tracked(state, node)
+    """Slice: other axes pass; along the tracked axis it picks coordinates."""
+    channels, count = tracked_input(state, node)
+    bounds = _slice_bounds(state, node, count)
+    if channels.axis not in bounds:
+        state.track(node.outputs[0], channels.axis, channels.ids, channels.known)
+        return
+    if state.opset < 10 or len(bounds) != 1 or bounds[channels.axis][2] < 1:
+        raise Barrier("it slices the channels in a way that is not followed")
+    span = slice(*bounds[channels.axis])
+    if span.step != 1:
+        raise Barrier("it slices the channels with a step")
+    picked = np.arange(len(channels.ids))[span]
+    if not picked.size:
+        raise Barrier("it slices nothing")
+    known = None if channels.known is None else channels.known[picked]
+    ids = channels.ids[picked]
+    state.track(node.outputs[0], channels.axis, ids, known)
+    before = channels.ids[: picked[0]]
+
+    def fix(edits: Edits) -> None:
+        start = int(edits.kept(before).sum())
+        for place, number in ((1, start), (2, start + int(edits.kept(ids).sum()))):
+            old = node.inputs[place]
+            assert old is not None
+            content = np.array([number], dtype=np.int64)
+            node.replace_input_with(place, edits.initializer(content, f"{old.name}_cut"))
+        if len(node.inputs) > 3 and node.inputs[3] is not None:
+            _widen(node, edits)
+
+    state.fixes.append((channels.ids, fix))
+
+
+def _widen(node: ir.Node, edits: Edits) -> None:
+    """The axes and steps of a Slice have to be of the type of its starts and ends."""
+    for place in range(3, len(node.inputs)):
+        old = node.inputs[place]
+        numbers = int_list(old)
+        if old is not None and numbers is not None and old.dtype != ir.DataType.INT64:
+            content = np.array(numbers, dtype=np.int64)
+            node.replace_input_with(place, edits.initializer(content, f"{old.name}_wide"))
+
+
+def _slice_bounds(state: Channelled, node: ir.Node, count: int) -> dict[int, tuple[int, int, int]]:
+    """Start, end and step by axis.
+
+    Raises:
+        Barrier: they are not constant.
+    """
     if state.opset < 10:
-        axes = list(node.attributes.get_ints("axes", ()))
-    elif len(node.inputs) > 3 and node.inputs[3] is not None:
-        axes = int_list(node.inputs[3]) or []
+        parts: list[list[int] | None] = [
+            list(node.attributes.get_ints(name, ())) for name in ("starts", "ends", "axes")
+        ]
+        parts.append(None)
     else:
-        axes = []
-    if not axes or channels.axis in [axis % count for axis in axes]:
-        raise Barrier("it slices the channels")
-    state.track(node.outputs[0], channels.axis, channels.ids, channels.known)
+        parts = [int_list(value) for value in node.inputs[1:]]
+        given = [value is not None for value in node.inputs[1:]]
+        if any(part is None for part, there in zip(parts, given, strict=True) if there):
+            raise Barrier("its bounds are computed")
+        parts += [None] * (4 - len(parts))
+    starts, ends, axes, steps = parts
+    if starts is None or ends is None:
+        raise Barrier("its bounds are unknown")
+    axes = axes or list(range(len(starts)))
+    steps = steps or [1] * len(starts)
+    triples = zip(starts, ends, steps, strict=True)
+    return {axis % count: triple for axis, triple in zip(axes, triples, strict=True)}
+
+
+def gather(state: Channelled, node: ir.Node) -> None:
+    """Gather with constant indices: picks coordinates of the tracked axis, or of another one."""
+    channels, count = tracked_input(state, node)
+    axis = node.attributes.get_int("axis", 0) % count
+    width = rank(node.inputs[1])
+    indices = int_list(node.inputs[1])
+    if axis != channels.axis:
+        if width is None:
+            raise Barrier("the rank of its indices is unknown")
+        target = channels.axis + (width - 1 if axis < channels.axis else 0)
+        state.track(node.outputs[0], target, channels.ids, channels.known)
+        return
+    if not indices or constant_shape(node.inputs[1]) != (len(indices),):
+        raise Barrier("it picks channels that are not known")
+    picked = np.array(indices) % len(channels.ids)
+    ids = channels.ids[picked]
+    known = None if channels.known is None else channels.known[picked]
+    state.track(node.outputs[0], axis, ids, known)
+
+    def fix(edits: Edits) -> None:
+        old = node.inputs[1]
+        assert old is not None
+        kept = edits.kept(channels.ids)
+        content = (np.cumsum(kept) - 1)[picked[kept[picked]]].astype(np.int64)
+        node.replace_input_with(1, edits.initializer(content, f"{old.name}_cut"))
+
+    state.fixes.append((channels.ids, fix))
 
 
 def unsqueeze(state: Channelled, node: ir.Node) -> None:
     """Unsqueeze shifts the tracked axis by the new axes in front of it."""
-    channels, count = _tracked(state, node)
+    channels, count = tracked_input(state, node)
     listed = int_list(node.inputs[1]) if len(node.inputs) > 1 else None
     total = count + len(listed or list(node.attributes.get_ints("axes", ())))
     axes = reduced_axes(node, total)
@@ -366,7 +218,7 @@ def unsqueeze(state: Channelled, node: ir.Node) -> None:
 
 def squeeze(state: Channelled, node: ir.Node) -> None:
     """Squeeze of given axes shifts the tracked axis by those in front of it."""
-    channels, count = _tracked(state, node)
+    channels, count = tracked_input(state, node)
     axes = reduced_axes(node, count)
     if not axes or channels.axis in axes:
         raise Barrier("the axes it takes away are unknown")
@@ -376,7 +228,7 @@ def squeeze(state: Channelled, node: ir.Node) -> None:
 
 def pad(state: Channelled, node: ir.Node) -> None:
     """Pad of other axes; a constant channel stays one when the padding has the same value."""
-    channels, count = _tracked(state, node)
+    channels, count = tracked_input(state, node)
     listed = int_list(node.inputs[1]) if len(node.inputs) > 1 else None
     pads = listed if listed is not None else list(node.attributes.get_ints("pads", ()))
     axes = list(range(count))
@@ -402,7 +254,7 @@ def _pad_value(node: ir.Node) -> float:
 
 def resize(state: Channelled, node: ir.Node) -> None:
     """Resize of other axes than the tracked one."""
-    channels, count = _tracked(state, node)
+    channels, count = tracked_input(state, node)
     mode = node.attributes.get_string("coordinate_transformation_mode", "")
     if mode == "tf_crop_and_resize" or "axes" in node.attributes:
         raise Barrier("this form of Resize is not pruned")
@@ -414,23 +266,10 @@ def resize(state: Channelled, node: ir.Node) -> None:
     if known is not None and not smooth:
         known = np.where(known == 0, 0.0, np.nan)
     if sizes is not None:
-        fix = _literal(state, node, sizes, channels.axis, channels.ids, "the size", index=3)
+        fix = spelled_count(state, node, sizes, channels.axis, channels.ids, "the size", index=3)
         state.track(node.outputs[0], channels.axis, channels.ids, known)
         state.fixes.append((channels.ids, fix))
     elif scales is not None and scales.size == count and scales[channels.axis] == 1:
         state.track(node.outputs[0], channels.axis, channels.ids, known)
     else:
         raise Barrier("its scales are unknown or scale the channels")
-
-
-def _tracked(state: Channelled, node: ir.Node) -> tuple[Channels, int]:
-    """The channels and the rank of the first input.
-
-    Raises:
-        Barrier: not tracked.
-    """
-    channels = state.of(node.inputs[0] if node.inputs else None)
-    count = rank(node.inputs[0]) if node.inputs else None
-    if channels is None or count is None:
-        raise Barrier("its input is not tracked")
-    return channels, count

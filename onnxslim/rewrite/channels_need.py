@@ -30,6 +30,7 @@ class Need:
         self._reasons: list[str | Contraction] = []
         self._why = np.full(len(self.roots), -1, dtype=np.int64)
         self._seen = [0] * len(state.contractions)
+        self._varying: dict[int, str] | None = None
         for pin in state.pins:
             self._mark(pin.ids, pin.reason)
         self._settle()
@@ -63,14 +64,23 @@ class Need:
         return True
 
     def _settle(self) -> None:
-        """Spreads the need to what it needs, and fills up empty axes, until nothing changes."""
-        while True:
-            while self._spread():
-                pass
-            if not self._refill():
-                return
+        """Spreads the need to what it needs, and gives each empty axis one coordinate.
 
-    def _spread(self) -> bool:
+        Axes are filled backward: what one filled axis needs may fill those before it.
+        """
+        self._spread()
+        for ids, known in _axes(self.state):
+            if len(ids) and not self.kept(ids).any():
+                constant = np.flatnonzero(~np.isnan(known)) if known is not None else ids[:0]
+                position = int(constant[0]) if constant.size else 0
+                self._mark(ids[[position]], "one channel has to stay")
+                self._spread()
+
+    def _spread(self) -> None:
+        while self._spread_once():
+            pass
+
+    def _spread_once(self) -> bool:
         changed = False
         for index in reversed(range(len(self._seen))):
             contraction = self.state.contractions[index]
@@ -83,34 +93,27 @@ class Need:
             changed |= self._mark(contraction.inputs.ids[reads], contraction)
         return changed
 
-    def _refill(self) -> bool:
-        changed = False
-        for ids, known in _axes(self.state):
-            if len(ids) and not self.kept(ids).any():
-                constant = np.flatnonzero(~np.isnan(known)) if known is not None else ids[:0]
-                position = int(constant[0]) if constant.size else 0
-                changed |= self._mark(ids[[position]], "one channel has to stay")
-        return changed
-
     def _read_reason(self, reader: Contraction, root: int) -> str:
         where = np.flatnonzero(self.roots[reader.inputs.ids] == root)
         known = reader.inputs.filled()[where]
         constants = known[~np.isnan(known)]
         if constants.size:
             return f"constant {constants[0]:g} {reader.no_fold}: {node_label(reader.node)}"
-        source = self._varying_source(root)
+        source = self._varying_sources().get(root)
         from_where = f", and {source} does not give it as a constant" if source else ""
         return f"{node_label(reader.node)} reads it{from_where}"
 
-    def _varying_source(self, root: int) -> str | None:
-        for _, value in self.state.sources:
-            channels = self.state.of(value)
-            if channels is None:
-                continue
-            where = self.roots[channels.ids] == root
-            if where.any() and np.isnan(channels.filled()[where]).any():
-                return label(value)
-        return None
+    def _varying_sources(self) -> dict[int, str]:
+        """Per root, the first weighted operator that gives it as something that varies."""
+        if self._varying is None:
+            self._varying = {}
+            for _, value in self.state.sources:
+                channels = self.state.of(value)
+                if channels is not None:
+                    varies = self.roots[channels.ids[np.isnan(channels.filled())]]
+                    for root in varies.tolist():
+                        self._varying.setdefault(root, label(value))
+        return self._varying
 
 
 def _reads(contraction: Contraction, live: Mask) -> Mask:
@@ -129,13 +132,16 @@ def _any(rows: Mask) -> Mask:
 
 
 def _axes(state: Channelled) -> Iterator[tuple[Ids, Known | None]]:
-    """Every axis that may be cut, values first (they tell which channel is constant)."""
+    """Every axis that may be cut, last values first (they tell which channel is constant)."""
     seen: set[int] = set()
-    for channels in state.values.values():
+    for channels in reversed(state.values.values()):
         if id(channels.ids) not in seen or channels.known is not None:
             seen.add(id(channels.ids))
             yield channels.ids, channels.known
-    for slots in state.slots.values():
-        for ids in slots.values():
-            if id(ids) not in seen:
-                yield ids, None
+    for ids in (
+        *(ids for slots in state.slots.values() for ids in slots.values()),
+        *(ids for _, ids in state.vectors.values()),
+    ):
+        if id(ids) not in seen:
+            seen.add(id(ids))
+            yield ids, None

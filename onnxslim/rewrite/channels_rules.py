@@ -11,6 +11,7 @@ from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.rewrite import channels_elementwise as elementwise
 from onnxslim.rewrite import channels_layout as layout
 from onnxslim.rewrite import channels_linear as linear
+from onnxslim.rewrite import channels_reshape as reshaping
 from onnxslim.rewrite.channels import Barrier, Channelled, Evaluate, label
 
 # Before opset 7 broadcasting was spelled out in attributes.
@@ -26,7 +27,8 @@ RULES: dict[str, Rule] = {
     "Conv": linear.conv,
     "ConvTranspose": linear.conv_transpose,
     "Dropout": elementwise.passing,
-    "Flatten": layout.flatten,
+    "Flatten": reshaping.flatten,
+    "Gather": layout.gather,
     "Gemm": linear.gemm,
     "GlobalAveragePool": elementwise.global_pool,
     "GlobalMaxPool": elementwise.global_pool,
@@ -36,9 +38,9 @@ RULES: dict[str, Rule] = {
     "MatMul": linear.matmul,
     "MaxPool": elementwise.max_pool,
     "Pad": layout.pad,
-    "Reshape": layout.reshape,
+    "Reshape": reshaping.reshape,
     "Resize": layout.resize,
-    "Shape": layout.shape_of,
+    "Shape": reshaping.shape_of,
     "Slice": layout.slice_,
     "Softmax": elementwise.softmax,
     "Split": layout.split,

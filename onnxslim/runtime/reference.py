@@ -38,8 +38,8 @@ class ReferenceSession:
                 f"the reference evaluator cannot open the model: {one_line(error)}"
             ) from error
 
-    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """Runs once; one item per output, in order.
+    def run(self, feeds: Mapping[str, Any], *, limit: float | None = None) -> list[Any]:
+        """Runs once; one item per output, in order. ``limit`` cannot be kept here.
 
         Raises:
             RuntimeRefusedError: an operator is missing or fails.

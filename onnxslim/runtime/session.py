@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +26,7 @@ class Session:
     Attributes:
         inputs: what it takes, in order.
         output_names: what it gives, in order.
+        output_types: their types as onnxruntime writes them: ``tensor(float)``.
     """
 
     def __init__(self, inner: Any, label: str) -> None:
@@ -34,32 +36,71 @@ class Session:
             spec_from_runtime(item.name, item.type, list(item.shape)) for item in inner.get_inputs()
         ]
         self.output_names: list[str] = [item.name for item in inner.get_outputs()]
+        self.output_types: list[str] = [item.type for item in inner.get_outputs()]
         types = [item.type for item in (*inner.get_inputs(), *inner.get_outputs())]
         self._needs_handles = any(_has_no_numpy_type(text) for text in types)
 
-    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+    def run(
+        self,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        limit: float | None = None,
+    ) -> list[Any]:
         """Runs once.
 
         Args:
             feeds: by input name: an array, a list of arrays for a sequence, None for an empty
                 optional.
+            outputs: the outputs wanted; what only others need is not computed. None means all.
+            limit: seconds after which the run is broken off (a loop that never ends); None waits.
 
         Returns:
             One item per output, in order: an array, a list of arrays, or None.
 
         Raises:
-            RuntimeRefusedError: onnxruntime does not take the feeds or a kernel fails.
+            RuntimeRefusedError: onnxruntime does not take the feeds, a kernel fails, or time is up.
         """
-        with _one_line_errors(f"onnxruntime cannot run {self._label}"):
+        where = f"onnxruntime cannot run {self._label}"
+        plain = {
+            name: np.asarray(value) if isinstance(value, np.generic) else value
+            for name, value in feeds.items()
+        }
+        with _one_line_errors(where), _limited(limit) as options:
             if self._needs_handles:
-                return self._run_with_handles(feeds)
-            return list(self._inner.run(None, dict(feeds)))
+                return self._run_with_handles(plain, outputs, options)
+            return list(self._inner.run(outputs, plain, options))
 
-    def _run_with_handles(self, feeds: Mapping[str, Any]) -> list[Any]:
+    def _run_with_handles(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None, options: Any
+    ) -> list[Any]:
         """For element types that numpy lacks (bfloat16, float8): bytes in, bytes out."""
         handles = {name: _to_handle(np.asarray(array)) for name, array in feeds.items()}
-        results = self._inner.run_with_ort_values(None, handles)
+        results = self._inner.run_with_ort_values(outputs, handles, options)
         return [_from_handle(handle) for handle in results]
+
+
+@contextmanager
+def _limited(limit: float | None) -> Iterator[Any]:
+    """Run options that stop the run after ``limit`` seconds, or None without a limit."""
+    if limit is None:
+        yield None
+        return
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(limit, lambda: setattr(options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except Exception as error:
+        if not options.terminate:
+            raise
+        raise TimeoutError(f"it did not end within {limit:.0f} s") from error
+    finally:
+        timer.cancel()
 
 
 def open_session(

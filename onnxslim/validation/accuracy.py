@@ -15,7 +15,6 @@ import onnx_ir as ir
 from onnxslim.calibration.readers import input_specs, load_arrays, read_feeds
 from onnxslim.errors import DataError
 from onnxslim.runtime.session import Session, open_session
-from onnxslim.runtime.specs import Feed
 
 Array = npt.NDArray[Any]
 Metric = Literal["top1", "psnr"]
@@ -172,7 +171,7 @@ def compare_accuracy(
     original: ir.Model,
     changed: ir.Model,
     *,
-    feeds: Iterable[Feed],
+    feeds: Iterable[Mapping[str, Any]],
     labels: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
 ) -> AccuracyReport:

@@ -27,6 +27,7 @@ class Difference:
         cosine: cosine similarity of the finite elements; 1 when both are all zero.
         exact: every bit is the same (any NaN equals any NaN).
         problem: what cannot be put into a number: another dtype, shape, or NaN elsewhere; or "".
+        finite: some element was finite, so that there was something to compare.
     """
 
     dtype: str
@@ -35,6 +36,7 @@ class Difference:
     cosine: float = 1.0
     exact: bool = True
     problem: str = ""
+    finite: bool = True
 
     @property
     def max_rel(self) -> float:
@@ -95,6 +97,7 @@ def merge(parts: Sequence[Difference]) -> Difference:
         cosine=min(part.cosine for part in parts),
         exact=all(part.exact for part in parts),
         problem=next((part.problem for part in parts if part.problem), ""),
+        finite=any(part.finite for part in parts),
     )
 
 
@@ -122,7 +125,7 @@ def _compare_numbers(reference: Array, candidate: Array, name: str) -> Differenc
     if reference.dtype.kind in "iu":
         return _compare_integers(reference, candidate, name)
     max_abs = scale = dot = norm_one = norm_other = 0.0
-    exact = True
+    exact, any_finite = True, reference.size == 0
     for one, other in _blocks(reference, candidate):
         finite = np.isfinite(one) & np.isfinite(other)
         if not _same_outside(one, other, finite):
@@ -132,6 +135,7 @@ def _compare_numbers(reference: Array, candidate: Array, name: str) -> Differenc
         one, other = one[finite], other[finite]
         if not one.size:
             continue
+        any_finite = True
         exact = exact and bool(np.array_equal(one, other))
         max_abs = max(max_abs, float(np.abs(one - other).max()))
         scale = max(scale, float(np.abs(one).max()))
@@ -139,7 +143,7 @@ def _compare_numbers(reference: Array, candidate: Array, name: str) -> Differenc
         norm_one += float(np.vdot(one, one).real)
         norm_other += float(np.vdot(other, other).real)
     cosine = 1.0 if exact else _cosine(dot, norm_one, norm_other, max_abs)
-    return Difference(name, max_abs, scale, cosine, exact)
+    return Difference(name, max_abs, scale, cosine, exact, finite=any_finite)
 
 
 def _compare_integers(reference: Array, candidate: Array, name: str) -> Difference:

@@ -64,8 +64,13 @@ class EliminateZeroedChannels(Pass):
             if versions and max(versions) >= MINIMUM_OPSET:
                 inside = any(graph is body for body in functions)
                 evaluate = _evaluator(imports)
-                state = walk(graph, max(versions), evaluate, is_function=inside)
-                result.changes += self._prune(state, context)
+                made = 1
+                while (
+                    made
+                ):  # again after a cut: what is left of a depthwise Conv may be a plain one
+                    state = walk(graph, max(versions), evaluate, is_function=inside)
+                    made = self._prune(state, context)
+                    result.changes += made
         return result
 
     def _prune(self, state: Channelled, context: Context) -> int:
@@ -83,8 +88,9 @@ class EliminateZeroedChannels(Pass):
                 need.keep(ids, "its removal was not allowed")
         for site, reason in _kept_candidates(state, need):
             context.refuse(self, site, reason)
-        if changes and need.any_removed():
-            emit(state, need, context.fresh_name)
+        if not changes or not need.any_removed():
+            return 0
+        emit(state, need, context.fresh_name)
         return changes
 
 

@@ -49,10 +49,11 @@ import onnx_ir as ir
 from onnxslim.errors import RuntimeRefusedError
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.determinism import is_deterministic
-from onnxslim.ir.edit import remove, replace_value
+from onnxslim.ir.edit import remove
 from onnxslim.ir.schema import ONNX_DOMAINS, is_op
 from onnxslim.ir.traversal import nodes, subgraphs_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
+from onnxslim.rewrite.place_constant import becomes_node, discard_unused, replace_by_constant
 from onnxslim.rewrite.stored_bytes import connected, edge_of, freed_constants, growth, growth_at
 from onnxslim.runtime.constant_values import PLAIN, ConstantValues
 
@@ -126,16 +127,13 @@ class _Run:
             name = node.outputs[0].name or ""
             if tensor is None or not self.context.allow(self.owner, name, "Constant node"):
                 continue
-            _to_initializer(self.model.graph, node.outputs[0], tensor)
+            replace_by_constant(self.model, node.outputs[0], tensor)
             remove(node)
             changes += 1
         return changes
 
     def _as_node(self, value: ir.Value) -> bool:
-        """True when the constant in place of this output has to be a Constant node (6)."""
-        producer = value.producer()
-        outside = producer is None or producer.graph is not self.model.graph
-        return outside or value.is_graph_output() or (self.model.ir_version or 0) < 4
+        return becomes_node(self.model, value)
 
     def fold(self) -> int:
         for node in nodes(self.model):
@@ -276,11 +274,12 @@ class _Run:
             return 0
         freed = freed_constants(region.nodes)
         for value in region.edge:
-            self._store(value, late or ir.tensor(self.values.content(value)))
+            tensor = late or ir.tensor(self.values.content(value))
+            replace_by_constant(self.model, value, tensor)
         for node in reversed(region.nodes):
             remove(node)
         for value in freed:
-            _discard(value)
+            discard_unused(value)
         return len(region.nodes)
 
     def _has_room(self, region: _Region) -> bool:
@@ -302,12 +301,6 @@ class _Run:
                 if node in self.candidates:
                     self._evaluate_or_drop(node)
         return all(node in self.candidates for node in region.nodes)
-
-    def _store(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        if self._as_node(value):
-            _to_constant_node(value, tensor)
-        else:
-            _to_initializer(self.model.graph, value, tensor)
 
 
 def _label(node: ir.Node) -> str:
@@ -348,43 +341,3 @@ def _late_transpose(region: _Region) -> ir.TensorProtocol | None:
         return ir.tensor(np.ascontiguousarray(np.transpose(source.numpy(), perm)))
 
     return ir.LazyTensor(compute, dtype=source.dtype, shape=shape)
-
-
-def _to_initializer(graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    """Registers the tensor in the place and under the name of an inner value."""
-    name = value.name
-    new = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape.numpy()),
-        const_value=tensor,
-    )
-    ir.convenience.replace_all_uses_with(value, new)
-    value.name = f"{name}__replaced"
-    graph.register_initializer(new)
-
-
-def _to_constant_node(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    """Puts a Constant node beside the producer of a value and lets it take the value's place."""
-    producer = value.producer()
-    graph = producer.graph if producer is not None else None
-    if producer is None or graph is None:
-        raise ValueError(f"value {value.name!r} is computed by no node")
-    name = value.name
-    node = ir.node("Constant", [], {"value": tensor}, name=producer.name)
-    node.name = producer.name  # none stays none
-    graph.insert_before(producer, node)
-    new = node.outputs[0]
-    new.type, new.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-    replace_value(value, new)
-    value.name = f"{name}__replaced"
-    new.name = name
-
-
-def _discard(value: ir.Value) -> None:
-    """Removes a constant that nobody reads any more."""
-    producer = value.producer()
-    if producer is not None:
-        remove(producer)
-    elif value.graph is not None and value.name is not None and value.is_initializer():
-        del value.graph.initializers[value.name]

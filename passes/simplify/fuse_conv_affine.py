@@ -53,6 +53,7 @@ from onnxslim.rewrite.channel_affine import (
     linear_before,
     per_channel,
 )
+from onnxslim.rewrite.place_constant import discard_unused
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ class FuseConvAffine(Pass):
         weight = linear.node.inputs[1]
         name = context.fresh_name(f"{weight.name if weight is not None else site}_bias")
         apply_fusion(linear, fusion, graph, name)
+        read = [value for value in node.inputs if value is not None]
         bypass(node, linear.node.outputs[0])
+        for value in read:
+            discard_unused(value)
         return 1
 
 

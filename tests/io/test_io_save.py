@@ -70,8 +70,10 @@ def test_a_data_file_of_the_source_is_not_overwritten(tmp_path: Path) -> None:
     """Saving to a new name whose data file would be the one that the source uses."""
     io.save(io.load(model()), tmp_path / "a.onnx", external_data=True)
     (tmp_path / "a.onnx").rename(tmp_path / "b.onnx")
-    io.save(io.load(tmp_path / "b.onnx"), tmp_path / "a.onnx", external_data=True)
-    assert same(tmp_path / "a.onnx", model())
+    changed = io.load(tmp_path / "b.onnx")
+    changed.graph.initializers["w"].const_value = ir.Tensor(np.ones(5000, np.float32))
+    io.save(changed, tmp_path / "a.onnx", external_data=True)
+    assert not same(tmp_path / "a.onnx", model())
     assert same(tmp_path / "b.onnx", model())
     assert (tmp_path / "a.onnx.data").exists()
 
@@ -271,6 +273,33 @@ def test_kill_at_any_moment(external: bool, tmp_path: Path) -> None:
         process.wait()
         process.stdout.close()
         assert any(same(target, proto) for proto in versions)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_stop_between_the_two_renames(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment that random kills hardly ever meet."""
+    path = tmp_path / "m.onnx"
+    io.save(io.load(model()), path, external_data=True)
+    calls = 0
+    replace = os.replace
+
+    def stop(source: str, target: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        io.save(io.load(model(fill=9)), path, external_data=True)
+    monkeypatch.undo()
+    assert same(path, model())
+    io.save(io.load(model(fill=9)), path, external_data=True)
+    assert same(path, model(fill=9))
+    assert len(os.listdir(tmp_path)) == 2
 
 
 MEASURED = """

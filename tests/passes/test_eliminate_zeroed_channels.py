@@ -614,3 +614,99 @@ def test_nan_weights_are_not_zero():
     net.weights["c1.w"][1, 0, 0, 0] = np.nan
     net.weights["c1.b"][2] = np.inf
     assert Pruned(net.model(y)).changes == 0
+
+
+@pytest.mark.parametrize("ends", [[24], [1000], [-4]])
+@pytest.mark.parametrize("width", [np.int64, np.int32])
+def test_slice_of_channels(ends, width):
+    net = Net()
+    x = net.op("Relu", [net.conv(net.input("x", IMAGE), 32, "c1", zero=[0, 1, 9, 10, 30])])
+    kept = len(range(32)[8 : ends[0]])
+    bounds = [np.array([8], width), np.array(ends, width), np.array([1], width)]
+    names = [net.weight(f"s{index}", content) for index, content in enumerate(bounds)]
+    y = net.op("Slice", [x, *names], kept)
+    y = net.op("Concat", [net.conv(y, 8, "c2"), net.conv(x, 8, "c3")], 16, axis=1)
+    pruned = Pruned(net.model(y))
+    assert pruned.dims("c1.w")[0] == 27
+    assert pruned.dims("c3.w")[1] == 27
+    pruned.assert_equal()
+
+
+def test_channels_that_no_slice_picks_are_unread():
+    net = Net()
+    x = net.op("Relu", [net.conv(net.input("x", IMAGE), 32, "c1")])
+    names = [net.weight(f"s{index}", np.array([number])) for index, number in enumerate((4, 12, 1))]
+    pruned = Pruned(net.model(net.conv(net.op("Slice", [x, *names], 8), 8, "c2")))
+    assert pruned.dims("c1.w")[0] == 8
+    pruned.assert_equal()
+
+
+def test_gather_of_channels():
+    net = Net()
+    x = net.op("Relu", [net.conv(net.input("x", IMAGE), 32, "c1", zero=range(8))])
+    indices = net.weight("indices", np.array([31, 2, -1, 9, 9, 3, 20]))
+    pruned = Pruned(net.model(net.conv(net.op("Gather", [x, indices], 7, axis=1), 8, "c2")))
+    assert pruned.dims("c1.w")[0] == 3
+    assert pruned.dims("c2.w")[1] == 5
+    pruned.assert_equal()
+
+
+def test_gather_and_slice_of_other_axes():
+    net = Net()
+    x = net.op("Relu", [net.conv(net.input("x", IMAGE), 32, "c1", zero=HALF)])
+    bounds = [
+        net.weight(f"s{i}", np.array(part)) for i, part in enumerate(([1, 0], [5, 4], [2, 3]))
+    ]
+    x = net.op("Slice", [x, *bounds])
+    x = net.op("Gather", [x, net.weight("row", np.array(1))], axis=2)
+    x = net.op("Transpose", [x], perm=[0, 2, 1])
+    pruned = Pruned(net.model(net.linear(x, 8, "fc", size=32)))
+    assert pruned.dims("fc.w") == (16, 8)
+    pruned.assert_equal()
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 12, 13, 18, 21])
+def test_opsets(opset):
+    """Axes, sizes and bounds as attributes or as inputs, as each version spells them."""
+    net = Net(opset=opset)
+
+    def numbers(name: str, *content: int) -> str:
+        return net.weight(name, np.array(content))
+
+    x = net.op("Relu", [net.conv(net.input("x", IMAGE), 32, "c1", zero=range(0, 32, 4))])
+    net.nodes.append(helper.make_node("Split", [x], ["s", "t"], axis=1))
+    if opset >= 18:
+        net.nodes[-1].attribute.append(helper.make_attribute("num_outputs", 2))
+    x = net.op("Mul", ["s", "t"], 16)
+    pads = [0, 0, 1, 1, 0, 0, 1, 1]
+    x = net.op("Pad", [x, numbers("p", *pads)]) if opset >= 11 else net.op("Pad", [x], pads=pads)
+    if opset >= 18:
+        x = net.op("ReduceMean", [x, numbers("r", 3)], keepdims=1)
+    else:
+        x = net.op("ReduceMean", [x], axes=[3], keepdims=1)
+    if opset >= 13:
+        x = net.op("Unsqueeze", [net.op("Squeeze", [x, numbers("q", 3)]), numbers("u", 1)])
+    else:
+        x = net.op("Unsqueeze", [net.op("Squeeze", [x], axes=[3])], axes=[1])
+    x = net.op("Transpose", [x], perm=[0, 1, 3, 2])
+    pruned = Pruned(net.model(net.linear(x, 8, "fc", size=16)))
+    assert pruned.dims("c1.w")[0] == 24
+    assert pruned.dims("fc.w") == (12, 8)
+    pruned.assert_equal()
+
+
+def test_parameters_that_exporters_share_are_copied():
+    net = Net()
+    x = net.conv(net.input("x", IMAGE), 32, "c1", zero=range(8), bias=False)
+    shared = [
+        net.weight("ones", np.ones(32, np.float32)),
+        net.weight("zeros", np.zeros(32, np.float32)),
+    ]
+    x = net.op("BatchNormalization", [x, *shared, shared[1], shared[0]])
+    x = net.conv(net.op("Relu", [x]), 32, "c2", zero=range(20, 32), bias=False)
+    x = net.op("BatchNormalization", [x, *shared, shared[1], shared[0]])
+    pruned = Pruned(net.model(net.conv(net.op("Relu", [x]), 8, "c3")))
+    assert pruned.dims("c1.w")[0] == 24
+    assert pruned.dims("c2.w") == (20, 24, 3, 3)
+    assert not {"ones", "zeros"} & set(pruned.after.graph.initializers)
+    pruned.assert_equal()

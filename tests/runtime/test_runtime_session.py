@@ -165,3 +165,20 @@ def test_specs_of_a_graph():
     assert (specs["s"].kind, specs["s"].dtype) == ("sequence", ir.DataType.INT64)
     assert (specs["o"].kind, specs["o"].dtype) == ("optional", ir.DataType.FLOAT16)
     assert [name for name, spec in specs.items() if not spec.required] == ["d"]
+
+
+def test_a_loop_that_never_ends_is_broken_off():
+    session = open_session(
+        parse(
+            """agraph (float x) => (float y) {
+              go = Constant<value = bool {1}>()
+              y = Loop(, go, x) <body = b (int64 i, bool c, float v) => (bool d, float w) {
+                d = Identity(c)
+                w = Identity(v)
+              }>
+            }"""
+        ),
+        optimize=False,
+    )
+    with pytest.raises(RuntimeRefusedError, match="did not end within"):
+        session.run({"x": np.float32(1)}, limit=0.2)

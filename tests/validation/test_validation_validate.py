@@ -268,6 +268,28 @@ def test_a_fault_that_shows_only_under_the_runtimes_optimizations(monkeypatch):
     assert validate(one, other, optimized=False).passed
 
 
+def test_the_runtimes_own_rounding_is_no_fault(monkeypatch):
+    from onnxslim.validation import validator as module
+
+    real = module.open_session
+    one, other, moved = scale(2.0), scale(2.0), scale(2.0005)
+
+    def open_session(model, *, optimize, threads=0):
+        return real(moved if model is other and optimize else model, optimize=optimize)
+
+    monkeypatch.setattr(module, "open_session", open_session)
+    assert validate(one, other, exactness=Exactness.EXACT).passed
+
+
+def test_outputs_without_a_finite_value_are_noted():
+    text = """agraph (float[N] x) => (float[N] y, float[N] z) {
+      n = Constant<value_float = -1.0>() r = Sqrt(n) y = Mul(x, r) z = Relu(x)
+    }"""
+    result = validate(parse(text), parse(text))
+    assert result.passed
+    assert result.notes == ["output y has no finite value on any feed"]
+
+
 def test_the_result_is_plain_data():
     data = validate(scale(2.0), scale(2.5)).to_dict()
     again = json.loads(json.dumps(data, allow_nan=False))

@@ -1,0 +1,46 @@
+"""Moves the readers of many values at once, in time linear in the number of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+# Replacing one input copies the list of all; for a few that is cheap.
+_FEW_INPUTS = 32
+
+
+def replace_values(replacements: Mapping[ir.Value, ir.Value]) -> None:
+    """Makes every node that reads a key read the value instead.
+
+    Graph outputs are left alone, so no key may be one. Facts that only a key has (type, shape) go
+    to the value that takes over. No value may itself be a key.
+    """
+    readers: dict[ir.Node, None] = {}
+    for old, new in replacements.items():
+        readers.update(dict.fromkeys(old.consumers()))
+        if new.type is None:
+            new.type = old.type
+        if new.shape is None and not new.is_graph_input():
+            new.shape = old.shape
+    for node in readers:
+        _replace_inputs(node, replacements)
+
+
+def _replace_inputs(node: ir.Node, replacements: Mapping[ir.Value, ir.Value]) -> None:
+    changed = [
+        (index, value, replacements[value])
+        for index, value in enumerate(node.inputs)
+        if value is not None and value in replacements
+    ]
+    if len(node.inputs) <= _FEW_INPUTS or node.device_configurations:
+        for index, _, new in changed:
+            node.replace_input_with(index, new)
+        return
+    # The same steps as `Node.replace_input_with`, but with one copy of the list for all inputs.
+    inputs = list(node.inputs)
+    for index, old, new in changed:
+        inputs[index] = new
+        old._remove_usage(node, index)
+        new._add_usage(node, index)
+    node._inputs = tuple(inputs)

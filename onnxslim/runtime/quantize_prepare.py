@@ -1,0 +1,410 @@
+"""Makes a model fit for static int8, and decides which of its nodes get it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim.errors import InvalidModelError, UsageError
+from onnxslim.io import is_opaque_initializer, load
+from onnxslim.io.convert import convert_opset
+from onnxslim.ir import shapes
+from onnxslim.ir.constants import constant_tensor
+from onnxslim.ir.edit import Names, replace_value
+from onnxslim.ir.schema import ONNX_DOMAINS, default_opset
+from onnxslim.ir.traversal import nodes, subgraphs_of
+from onnxslim.runtime.quantize_presets import QuantizePreset
+from onnxslim.runtime.session import open_session
+from onnxslim.runtime.specs import runtime_dtype
+
+# Scales per channel need opset 13; 17 is the newest that every runtime in use reads.
+_LOWEST_OPSET, _TARGET_OPSET = 13, 17
+
+MATRIX_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+# Operators with int8 kernels, or that move int8 numbers about. Norms, TopK and the like would only
+# be wrapped in conversions.
+INT8_OPS = MATRIX_OPS | {
+    "Add", "AveragePool", "Clip", "Concat", "Flatten", "Gather", "GlobalAveragePool", "LeakyRelu",
+    "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split",
+    "Squeeze", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+
+# Nodes between a weight and its use that are looked through.
+_LONGEST_WAY = 8
+
+_QUANTIZED_MARKS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "QLinear", "QGemm")
+_QUANTIZED_OPS = frozenset({"ConvInteger", "MatMulInteger", "MatMulNBits", "QAttention", "QMoE"})
+
+
+@dataclass
+class Selection:
+    """Nodes of the main graph for int8, in order, and the reasons of all others."""
+
+    chosen: list[ir.Node] = field(default_factory=list)
+    refused: list[tuple[ir.Node, str]] = field(default_factory=list)
+
+
+def prepare(model: ir.Model) -> tuple[ir.Model, list[str]]:
+    """A copy with constants as initializers, a recent opset and a type for every value.
+
+    Returns:
+        The copy, and notes for the report.
+
+    Raises:
+        InvalidModelError: already quantized, or an opset that cannot be raised.
+        RuntimeRefusedError: onnxruntime cannot open the model.
+    """
+    _refuse_quantized(model)
+    notes = []
+    before = default_opset(model)
+    if before < _LOWEST_OPSET:
+        work = convert_opset(model, _TARGET_OPSET)
+        notes.append(f"opset {before} was raised to {_TARGET_OPSET}, scales per channel need it")
+    else:
+        work = load(model)
+    _own_tensors(work)
+    _unique_node_names(work)
+    _lift_constants(work)
+    _separate_weights(work)
+    shapes.infer(work)
+    _complete_types(work)
+    return work, notes
+
+
+def _refuse_quantized(model: ir.Model) -> None:
+    for node in nodes(model):
+        if node.op_type in _QUANTIZED_OPS or any(m in node.op_type for m in _QUANTIZED_MARKS):
+            label = node.name or next((v.name for v in node.outputs if v.name), "")
+            raise InvalidModelError(
+                f"the model is already quantized: node {label!r} is a {node.op_type}; "
+                "give the float model"
+            )
+
+
+def _own_tensors(model: ir.Model) -> None:
+    """Gives every initializer a tensor object of its own: renaming a value renames its tensor, and
+    those of a copy are shared with the original. The data stays shared."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value = copy.copy(value.const_value)
+
+
+def _unique_node_names(model: ir.Model) -> None:
+    """Tells nodes of one name apart: onnxruntime does not open them. Empty names may stay."""
+    taken = {node.name for node in nodes(model)}
+    seen: set[str] = set()
+    for node in nodes(model):
+        if node.name and node.name in seen:
+            base, number = node.name, 1
+            while f"{base}_{number}" in taken:
+                number += 1
+            node.name = f"{base}_{number}"
+            taken.add(node.name)
+        seen.add(node.name or "")
+
+
+def _lift_constants(model: ir.Model) -> None:
+    """Turns Constant nodes of the main graph into initializers: others keep their float weights."""
+    graph = model.graph
+    for node in list(graph):
+        output = node.outputs[0] if len(node.outputs) == 1 else None
+        tensor = constant_tensor(output)
+        if output is None or tensor is None or node.op_type != "Constant":
+            continue
+        if output.is_graph_output() or tensor.dtype == ir.DataType.STRING:
+            continue
+        name = output.name
+        owned = copy.copy(tensor)
+        owned.name = name
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=owned
+        )
+        replace_value(output, value)
+        graph.remove(node, safe=True)
+        graph.register_initializer(value)
+
+
+def _separate_weights(model: ir.Model) -> None:
+    """Gives a shared initializer one copy for each way of use.
+
+    Scales lie along one axis: the output channels, whose place differs by operator. A bias is
+    stored by the scales of its node. Subgraphs go on reading floats.
+    """
+    fresh = Names(model).fresh
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.is_graph_input():
+            continue
+        ways: dict[object, list[tuple[ir.Node, int]]] = {}
+        for node, index in value.uses():
+            ways.setdefault(_way_of_use(model.graph, node, index, tensor), []).append((node, index))
+        keep_first = not value.is_graph_output()
+        for way, uses in list(ways.items())[1 if keep_first else 0 :]:
+            _copy_for(model.graph, value, uses, fresh(f"{value.name}_{way}"))
+
+
+def _way_of_use(graph: ir.Graph, node: ir.Node, index: int, tensor: ir.TensorProtocol) -> object:
+    if node.graph is not graph:
+        return "float"
+    if node.domain in ONNX_DOMAINS:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and index == 2:
+            return "bias"
+        axis = channel_axis(node, index, len(tensor.shape))
+        if axis is not None:
+            return f"axis{axis}"
+        if node.op_type == "ConvTranspose" and index == 1:
+            return "grouped"
+    return "shared"
+
+
+def channel_axis(node: ir.Node, index: int, rank: int) -> int | None:
+    """The axis of output channels of a weight, or None when it has none.
+
+    Args:
+        node: reads the weight.
+        index: as which input.
+        rank: dimensions of the weight.
+    """
+    if index != 1 or rank < 2:
+        return None
+    match node.op_type:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1 if node.attributes.get_int("group", 1) == 1 else None
+        case "Gemm":
+            return 0 if node.attributes.get_int("transB", 0) else 1
+        case "MatMul":
+            return rank - 1
+    return None
+
+
+def _copy_for(
+    graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[ir.Node, int]], name: str
+) -> None:
+    owned = copy.copy(value.const_value)
+    assert owned is not None
+    owned.name = name
+    twin = ir.Value(name=name, type=value.type, shape=value.shape, const_value=owned)
+    graph.register_initializer(twin)
+    for node, index in uses:
+        node.replace_input_with(index, twin)
+
+
+def _complete_types(model: ir.Model) -> None:
+    """Asks onnxruntime for the types that shape inference does not know (other domains)."""
+    graph = model.graph
+    unknown = [
+        value.name or ""
+        for node in graph
+        for value in node.outputs
+        if value.type is None and value.name and value.uses()
+    ]
+    if not unknown:
+        return
+    probe = load(model)
+    values = {value.name: value for node in probe.graph for value in node.outputs}
+    probe.graph.outputs.extend(values[name] for name in unknown)
+    session = open_session(probe, optimize=False)
+    types = dict(zip(session.output_names, session.output_types, strict=True))
+    for node in graph:
+        for value in node.outputs:
+            text = types.get(value.name or "", "") if value.type is None else ""
+            dtype = runtime_dtype(text[len("tensor(") : -1]) if text.startswith("tensor(") else None
+            if dtype is not None:
+                value.type = ir.TensorType(dtype)
+
+
+def select(model: ir.Model, preset: QuantizePreset, exclude: Sequence[str]) -> Selection:
+    """Decides node by node of the main graph.
+
+    Args:
+        model: from `prepare`.
+        preset: the settings.
+        exclude: nodes to leave in float, by their name or the name of one of their outputs.
+
+    Raises:
+        UsageError: an excluded name that no node has.
+        InvalidModelError: no product of matrices is left for int8, with the commonest reason.
+    """
+    excluded = _excluded(model.graph, exclude)
+    result = Selection()
+    for node in model.graph:
+        reason = "excluded" if id(node) in excluded else _reason_against(node, preset)
+        if reason is None:
+            result.chosen.append(node)
+        else:
+            result.refused.append((node, reason))
+    _drop_islands(result)
+    if not result.chosen:
+        reasons = [f"{n.op_type}: {why}" for n, why in result.refused if n.op_type in MATRIX_OPS]
+        why = f" ({max(reasons, key=reasons.count)})" if reasons else ""
+        raise InvalidModelError(
+            f"the main graph holds no Conv, Gemm or MatMul that int8 could run{why}; "
+            "keep the float model"
+        )
+    return result
+
+
+def _excluded(graph: ir.Graph, names: Sequence[str]) -> set[int]:
+    owners: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        for name in {node.name, *(value.name for value in node.outputs)}:
+            if name:
+                owners.setdefault(name, []).append(node)
+    found: set[int] = set()
+    for name in names:
+        if name not in owners:
+            raise UsageError(f"no node is called {name!r} and none makes it{_near(name, owners)}")
+        found.update(id(node) for node in owners[name])
+    return found
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _reason_against(node: ir.Node, preset: QuantizePreset) -> str | None:
+    if node.domain not in ONNX_DOMAINS:
+        return "operator of another domain"
+    if any(True for _ in subgraphs_of(node)):
+        return "subgraphs stay in float"
+    if node.op_type not in INT8_OPS:
+        return "no int8 kernel"
+    return _type_reason(node) or _input_reason(node) or _operator_reason(node, preset)
+
+
+def _type_reason(node: ir.Node) -> str | None:
+    dtypes = [value.dtype for value in (*node.inputs, *node.outputs) if value is not None]
+    if any(dtype is None for dtype in dtypes):
+        return "unknown type"
+    for dtype in dtypes:
+        if dtype != ir.DataType.FLOAT and dtype is not None and dtype.is_floating_point():
+            return f"{dtype.name.lower()} numbers"
+    return None if node.outputs[0].dtype == ir.DataType.FLOAT else "no float numbers"
+
+
+def _input_reason(node: ir.Node) -> str | None:
+    for value in node.inputs:
+        if value is None or not value.is_initializer():
+            continue
+        if value.is_graph_input():
+            return "a caller can override its constants"
+        if is_opaque_initializer(value) or value.const_value is None:
+            return "sparse weights"
+        if value.const_value.size == 0 and value.dtype == ir.DataType.FLOAT:
+            return "empty weights"
+    return None
+
+
+def _operator_reason(node: ir.Node, preset: QuantizePreset) -> str | None:
+    constant = [value is None or value.is_initializer() for value in node.inputs]
+    match node.op_type:
+        case "Conv" | "ConvTranspose" | "Gemm" if not all(constant[1:]) or constant[0]:
+            return "weights are not constant"
+        case "MatMul" if all(constant):
+            return "constant"
+        case "MatMul" if preset.constant_matmul_only and not any(map(_is_fixed, node.inputs)):
+            return "a product of two activations"
+        case "Relu" | "Clip" if _read_elsewhere(node):
+            return "a subgraph reads its input"
+    return None
+
+
+def _is_fixed(value: ir.Value | None) -> bool:
+    """True for a weight, also when it is transposed or reshaped on the way."""
+    for _ in range(_LONGEST_WAY):
+        if value is None or value.is_initializer():
+            return value is not None
+        node = value.producer()
+        if node is None or node.op_type not in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def _read_elsewhere(node: ir.Node) -> bool:
+    source = node.inputs[0]
+    return source is not None and any(user.graph is not node.graph for user, _ in source.uses())
+
+
+def _drop_islands(selection: Selection) -> None:
+    """Takes out what is connected with no chosen operator that has weights: it would only lose."""
+    chosen = {id(node): node for node in selection.chosen}
+    reached: set[int] = set()
+    stack = [node for node in selection.chosen if _has_gain(node)]
+    while stack:
+        node = stack.pop()
+        if id(node) in reached:
+            continue
+        reached.add(id(node))
+        stack.extend(other for other in _neighbours(node) if id(other) in chosen)
+    island = [node for node in selection.chosen if id(node) not in reached]
+    selection.refused.extend((node, "no int8 weights or products beside it") for node in island)
+    selection.chosen = [node for node in selection.chosen if id(node) in reached]
+
+
+def _has_gain(node: ir.Node) -> bool:
+    """True for products of matrices, which get faster, and embeddings, which get smaller."""
+    table = node.inputs[0] if node.op_type == "Gather" else None
+    return node.op_type in MATRIX_OPS or (table is not None and table.is_initializer())
+
+
+def _neighbours(node: ir.Node) -> Iterator[ir.Node]:
+    for value in node.inputs:
+        producer = value.producer() if value is not None else None
+        if producer is not None and value is not None and value.dtype == ir.DataType.FLOAT:
+            yield producer
+    for value in node.outputs:
+        if value.dtype == ir.DataType.FLOAT:
+            yield from (user for user, _ in value.uses())
+
+
+def check_weights(nodes_: Sequence[ir.Node]) -> None:
+    """Raises InvalidModelError when a float constant of the nodes holds NaN or infinity."""
+    seen: set[int] = set()
+    for node in nodes_:
+        for value in node.inputs:
+            tensor = value.const_value if value is not None and value.is_initializer() else None
+            if value is None or tensor is None or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if tensor.dtype == ir.DataType.FLOAT and not np.isfinite(tensor.numpy()).all():
+                raise InvalidModelError(
+                    f"weight {value.name!r} holds NaN or infinity, for which there is no int8 "
+                    "scale; correct the model or exclude the nodes that read it"
+                )
+
+
+def whole_tensor_weights(nodes_: Sequence[ir.Node]) -> list[str]:
+    """Weights that need one scale for the whole tensor: those of transposed convolutions in groups,
+    whose output channels lie along no single axis."""
+    return sorted(
+        {
+            node.inputs[1].name or ""
+            for node in nodes_
+            if node.op_type == "ConvTranspose"
+            and node.inputs[1] is not None
+            and node.attributes.get_int("group", 1) != 1
+        }
+    )
+
+
+def wanted_tensors(nodes_: Sequence[ir.Node]) -> list[str]:
+    """The float32 values that the nodes read or write and that are no constants, in order."""
+    names: dict[str, None] = {}
+    for node in nodes_:
+        for value in (*node.inputs, *node.outputs):
+            if value is None or value.is_initializer() or value.dtype != ir.DataType.FLOAT:
+                continue
+            if value.name:
+                names[value.name] = None
+    return list(names)
