@@ -1,8 +1,10 @@
 """The data of the example models: scikit-learn's digits, one fixed split, and what checks a file.
 
-Run as a program it writes the `.npz` files beside the models:
+Run as a program it writes the `.npz` files beside the models; with `--check` it instead checks
+every model there and prints what README.md says about it:
 
     python models/digits.py --out models
+    python models/digits.py --out models --check
 
 Images are 8x8, grey, float32 in [0, 1]; 1347 of the 1797 are for training, 450 are held out.
 """
@@ -10,6 +12,7 @@ Images are 8x8, grey, float32 in [0, 1]; 1347 of the 1797 are for training, 450 
 import argparse
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,5 +149,35 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
+def report(folder: Path) -> None:
+    """Check every model in `folder`; print size, opset, producer, accuracy and zero filters."""
+    data = load()
+    for path in sorted(folder.glob("*.onnx")):
+        verify(path)
+        model = onnx.load(path)
+        images = nhwc(data.test_images) if "keras" in path.name else data.test_images
+        share = accuracy(path, images, data.test_labels)
+        opset = next(o.version for o in model.opset_import if not o.domain)
+        producer = f"{model.producer_name} {model.producer_version}"
+        print(f"{path.name}: {path.stat().st_size} bytes, opset {opset}, {producer}")
+        operators = Counter(node.op_type for node in model.graph.node)
+        print("  " + ", ".join(f"{count} {name}" for name, count in operators.most_common()))
+        print(f"  accuracy {share:.4f} on {HELD_OUT} held-out images")
+        zeros = zero_filters(model)
+        if any(zero for _, zero, _ in zeros):
+            print("  " + ", ".join(f"{name} {zero}/{total}" for name, zero, total in zeros))
+
+
+def main() -> None:
+    """Write the arrays, or check the models."""
+    options = parser(__doc__)
+    options.add_argument("--check", action="store_true", help="check the models, write nothing")
+    given = options.parse_args()
+    if given.check:
+        report(given.out)
+    else:
+        write_arrays(given.out)
+
+
 if __name__ == "__main__":
-    write_arrays(parser(__doc__).parse_args().out)
+    main()

@@ -2,9 +2,9 @@
 
 One training, two files: as tf2onnx writes it by default, and with tf2onnx's own rewriting of
 transposes and BatchNormalization left out, so that what NHWC costs stays in the graph.
-The seed of Python's hashes decides which of equal constants tf2onnx keeps; it is set for that.
+Weights repeat from run to run; the names of equal constants that tf2onnx merges do not.
 
-    PYTHONHASHSEED=0 python models/train_digits_mobilenet.py --out models
+    python models/train_digits_mobilenet.py --out models
 """
 
 import os

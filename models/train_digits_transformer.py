@@ -73,7 +73,7 @@ def main() -> None:
     digits_torch.seed_everything()
     data = digits.load()
     model = DigitsTransformer()
-    digits_torch.fit(model, data, epochs=80, rate=2e-3, seed=0, decay=5e-2)
+    digits_torch.fit(model, data, epochs=120, rate=3e-3, seed=0, decay=5e-2)
     digits_torch.export(model, out / "digits_transformer.onnx", data, "script")
 
 

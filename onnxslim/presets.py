@@ -18,6 +18,7 @@ _CLEAN = (
     "eliminate-dead-nodes",
     "eliminate-identity",
     "fold-constants",
+    "fold-shape-arithmetic",
     "eliminate-common-subexpressions",
     "eliminate-dead-nodes",
 )

@@ -19,6 +19,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "eliminate-identity": ("simplify.eliminate_identity", "EliminateIdentity"),
     "eliminate-zeroed-channels": ("prune.eliminate_zeroed_channels", "EliminateZeroedChannels"),
     "fold-constants": ("simplify.fold_constants", "FoldConstants"),
+    "fold-shape-arithmetic": ("simplify.fold_shape_arithmetic", "FoldShapeArithmetic"),
     "fuse-conv-affine": ("simplify.fuse_conv_affine", "FuseConvAffine"),
     "fuse-conv-batchnorm": ("simplify.fuse_conv_batchnorm", "FuseConvBatchnorm"),
     "fuse-matmul-add": ("simplify.fuse_matmul_add", "FuseMatmulAdd"),

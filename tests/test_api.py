@@ -85,10 +85,11 @@ def test_validate(proto: onnx.ModelProto) -> None:
     assert onnxslim.validate(proto, other).status == "failed"
 
 
-def test_inspect(proto: onnx.ModelProto) -> None:
-    inspection = onnxslim.inspect(proto)
+def test_inspect(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    onnxslim.save(onnxslim.load(proto), tmp_path / "m.onnx")
+    inspection = onnxslim.inspect(tmp_path / "m.onnx")
     assert inspection.snapshot.operators == {"Identity": 1, "Relu": 1}
-    assert inspection.snapshot.file_bytes == len(proto.SerializeToString())
+    assert inspection.snapshot.file_bytes == (tmp_path / "m.onnx").stat().st_size
 
 
 def test_no_graph_is_no_model() -> None:

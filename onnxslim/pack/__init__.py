@@ -5,7 +5,8 @@ memory is taken, and nothing appears on disk before all hashes agree.
 """
 
 from onnxslim.pack.layout import TOTAL_LIMIT
-from onnxslim.pack.reader import PackedTensor, is_packed, list_tensors, read_tensor
+from onnxslim.pack.listing import PackedTensor
+from onnxslim.pack.reader import is_packed, list_tensors, read_tensor
 from onnxslim.pack.restore import unpack
 from onnxslim.pack.writer import PackReport, pack
 

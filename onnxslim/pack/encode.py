@@ -18,7 +18,7 @@ from onnxslim.errors import UsageError
 from onnxslim.pack import decode as codecs
 from onnxslim.pack import zstd
 from onnxslim.pack.decode import inner
-from onnxslim.pack.layout import RATIO_LIMIT
+from onnxslim.pack.layout import HEADER_SIZE, RATIO_LIMIT
 from onnxslim.pack.planes import WIDTHS, Bytes, Words, rotated, split
 
 Encoded = tuple[int, bytes]
@@ -292,22 +292,25 @@ def encode(
     for recipe in recipes:
         result = recipe(data, width, profile)
         if guarded and result is not None and _is_suspicious(result, data.size):
-            result = rle(data, width, profile) or _huffman(data)
+            result = rle(data, width, profile) or _modest(data)
         if result is not None and len(result[1]) <= limit:
             best = _smaller(best, result)
     return best
 
 
-def _huffman(data: Bytes) -> Encoded:
-    """Pack to an eighth at best, which no reader takes for a bomb."""
-    return codecs.ZLIB_HUFFMAN, _deflate(data.data, zlib.Z_HUFFMAN_ONLY)
+def _modest(data: Bytes) -> Encoded:
+    """Pack so that no reader takes the chunk for a bomb."""
+    found = codecs.ZLIB, _deflate(data.data, zlib.Z_DEFAULT_STRATEGY)  # 1032 times at best
+    if _is_suspicious(found, data.size):
+        return codecs.ZLIB_HUFFMAN, _deflate(data.data, zlib.Z_HUFFMAN_ONLY)  # 8 times
+    return found
 
 
 def _is_suspicious(encoded: Encoded, length: int) -> bool:
     """Whether a reader would take a long series of such chunks for a bomb."""
     if encoded[0] in (codecs.FILL, codecs.RLE):
         return False
-    return len(encoded[1]) * (RATIO_LIMIT * 9 // 10) < length
+    return (len(encoded[1]) + HEADER_SIZE) * RATIO_LIMIT < length
 
 
 def encode_rest(data: Bytes, profile: Profile, *, guarded: bool = False) -> Encoded:
@@ -321,5 +324,5 @@ def encode_rest(data: Bytes, profile: Profile, *, guarded: bool = False) -> Enco
     else:
         best = codecs.ZLIB, _deflate(data.data, zlib.Z_DEFAULT_STRATEGY)
     if guarded and _is_suspicious(best, data.size):
-        best = _huffman(data)
+        best = _modest(data)
     return _smaller(best, (codecs.RAW, data.tobytes()))

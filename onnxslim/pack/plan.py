@@ -14,7 +14,8 @@ from onnxslim.errors import PackError
 from onnxslim.io.source import FileSource
 from onnxslim.pack.dtypes import bits_of, is_float
 from onnxslim.pack.encode import Profile, Recipe, choose, encode
-from onnxslim.pack.layout import MAX_CHUNK, MAX_ENTRIES, RATIO_SLACK, Blob, Manifest, PackedFile
+from onnxslim.pack.layout import MAX_CHUNK, MAX_ENTRIES, RATIO_SLACK
+from onnxslim.pack.manifest import Blob, Manifest, PackedFile
 from onnxslim.pack.names import check_side_names, safe_path, side_name
 from onnxslim.pack.parallel import in_order
 from onnxslim.pack.planes import Bytes

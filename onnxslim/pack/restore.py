@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 from onnxslim.errors import ModelSaveError, PackError
 from onnxslim.io.atomic import AtomicFile, check_target
 from onnxslim.io.source import FileSource
+from onnxslim.pack.checks import check_frame, check_table, decode_frame, frame_name
 from onnxslim.pack.decode import FILL, RLE
 from onnxslim.pack.layout import (
     FILE_BYTES,
@@ -27,15 +28,14 @@ from onnxslim.pack.layout import (
     TOTAL_LIMIT,
     Footer,
     FrameHeader,
-    Manifest,
     encode_index,
     table_hash,
 )
+from onnxslim.pack.manifest import Manifest
 from onnxslim.pack.names import safe_path
 from onnxslim.pack.parallel import in_order, thread_count
 from onnxslim.pack.plan import hash_range
 from onnxslim.pack.planes import Bytes
-from onnxslim.pack.reader import check_frame, check_table, decode_frame, frame_name
 
 _PIECE = 1 << 20
 
@@ -125,10 +125,11 @@ class _Restorer:
             yield self._task(header, payload, start, where)
 
     def _check_ratio(self, header: FrameHeader, where: str) -> None:
+        """Refuse what expands too far. Constants, runs and copies of a tensor may: they cost
+        little to write, and the limit of all bytes together holds for them too."""
         if header.codec in (FILL, RLE):
             return
-        copies = 1 if header.kind == FILE_BYTES else len(self._places[header.number])
-        self._restored += header.raw_length * copies
+        self._restored += header.raw_length
         if self._restored > RATIO_LIMIT * self._source.position + RATIO_SLACK:
             raise PackError(
                 f"{where}: the file expands over {RATIO_LIMIT} times; refused as a likely bomb"

@@ -27,10 +27,10 @@ from onnxslim.pack.layout import (
     encode_index,
     table_hash,
 )
+from onnxslim.pack.listing import PackedModel, PackedTensor
 from onnxslim.pack.parallel import in_order, thread_count
 from onnxslim.pack.plan import ModelBytes, Plan, make_plan
 from onnxslim.pack.planes import Bytes
-from onnxslim.pack.reader import PackedModel, PackedTensor
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> Non
     """
 
     def initializer(content: Array, base: str) -> ir.Value:
-        return _constant(state, content, fresh_name(base))
+        return new_constant(state, content, fresh_name(base))
 
     edits = Edits(need.kept, initializer)
     used = [value for value in state.graph.initializers.values() if value.uses()]
@@ -44,7 +44,7 @@ def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> Non
             del state.graph.initializers[value.name]
 
 
-def _constant(state: Channelled, content: Array, name: str) -> ir.Value:
+def new_constant(state: Channelled, content: Array, name: str) -> ir.Value:
     """A new constant: an initializer, or a Constant node where a function body cannot hold one."""
     if not state.is_function:
         return add_initializer(state.graph, content, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -66,23 +67,16 @@ def edge_of(members: Iterable[ir.Node]) -> list[ir.Value]:
     ]
 
 
-def constants_of(members: Iterable[ir.Node]) -> Iterator[ir.Value]:
-    """The constants that the nodes read, each once, in order."""
-    seen: dict[ir.Value, None] = {}
-    for node in members:
-        for value in node.inputs:
-            if value is not None and value not in seen and constant_tensor(value) is not None:
-                seen[value] = None
-    yield from seen
-
-
 def freed_constants(members: Iterable[ir.Node]) -> list[ir.Value]:
-    """The constants that nobody needs once the nodes are gone."""
-    inside = set(members)
+    """The constants that nobody needs once the nodes are gone, in order of their first reader."""
+    # counting is much faster than listing the readers of a constant that thousands share
+    reads = Counter(value for node in members for value in node.inputs if value is not None)
     return [
         value
-        for value in constants_of(members)
-        if not value.is_graph_output() and all(user in inside for user in value.consumers())
+        for value, count in reads.items()
+        if constant_tensor(value) is not None
+        and not value.is_graph_output()
+        and len(value.uses()) == count
     ]
 
 

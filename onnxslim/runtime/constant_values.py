@@ -124,9 +124,10 @@ class ConstantValues:
         Raises:
             RuntimeRefusedError: something cannot be evaluated; `evaluate` then tells what.
         """
-        todo = [node for node in nodes if not all(self.is_known(v) for v in node.outputs if v.name)]
-        if not todo:
+        wanted = [value for value in wanted if not self.is_known(value)]
+        if not wanted:
             return
+        todo = [node for node in nodes if not all(self.is_known(v) for v in node.outputs if v.name)]
         inside = {output for node in todo for output in node.outputs}
         outputs = [value for value in wanted if value in inside]
         read = [value for node in todo for value in node.inputs if value is not None]

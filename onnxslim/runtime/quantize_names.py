@@ -53,6 +53,7 @@ class Naming:
 
         What the engine added is called after the value that it belongs to.
         """
+        result.graph.sort()  # the engine's order forgets what subgraphs read
         values = list(_values(result.graph))
         for value in values:
             if value.name in self._old:
@@ -96,7 +97,7 @@ def _value_names(model: ir.Model) -> Iterator[str]:
 
 def _restore_values(result: ir.Model, original: ir.Model) -> None:
     """Types and notes as they were; what was declared for no inner value is not written for it."""
-    known = {value.name: value for value in _values(original.graph)}
+    known = {v.name: v for v in _values(original.graph) if not v.is_initializer()}
     for value in _values(result.graph):
         if value.is_initializer():
             continue

@@ -122,7 +122,10 @@ def _lift_constants(model: ir.Model) -> None:
         owned = copy.copy(tensor)
         owned.name = name
         value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=owned
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            const_value=owned,
         )
         replace_value(output, value)
         graph.remove(node, safe=True)

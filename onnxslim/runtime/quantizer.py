@@ -34,14 +34,18 @@ from onnxslim.runtime.quantize_prepare import (
 )
 from onnxslim.runtime.quantize_presets import QuantizePreset, find_preset
 from onnxslim.runtime.quantize_report import QuantizeReport
-from onnxslim.runtime.ranges import Range, measure_ranges
+from onnxslim.runtime.ranges import Range, check_feed, measure_ranges
 from onnxslim.runtime.session import one_line, open_session
+from onnxslim.runtime.specs import Feed, input_specs
 
 __all__ = ["QuantizeReport", "quantize_model"]
 
 # Files above this many bytes keep their weights beside them: protobuf ends at 2 GiB.
 _INLINE_BYTES = 1_500_000_000
-_FEW_FEEDS = 8
+_FEW_SAMPLES = 8
+
+# Relative, in the Euclidean norm: another form of the same sums.
+_CONVERSION_ERROR = 1e-4
 
 
 def quantize_model(
@@ -76,9 +80,11 @@ def quantize_model(
     selection = select(work, settings, exclude)
     check_weights(selection.chosen)
     first, all_feeds = _peek(feeds)
+    if notes:
+        _check_conversion(model, work, check_feed(first, input_specs(work), 0))
     meter = measure_ranges(work, wanted_tensors(selection.chosen), all_feeds, progress)
     report = QuantizeReport(settings.name, meter.feeds, len(meter.ranges()), warnings=notes)
-    if meter.feeds == 1 and _batch(first) < _FEW_FEEDS:
+    if meter.feeds == 1 and _batch(first) < _FEW_SAMPLES:
         report.warnings.append("one calibration feed of few samples: ranges may be too narrow")
     naming = Naming(work)
     ranges = _complete(meter.ranges(), wanted_tensors(selection.chosen), report)
@@ -106,6 +112,23 @@ def _peek(
     raise DataError(
         "there are no calibration samples; static int8 needs some to find the ranges of activations"
     )
+
+
+def _check_conversion(model: ir.Model, work: ir.Model, feed: Feed) -> None:
+    """Raises InvalidModelError when raising the opset changed what the model computes."""
+    before, after = (open_session(item, optimize=False).run(feed) for item in (model, work))
+    for value, one, other in zip(model.graph.outputs, before, after, strict=True):
+        same = np.shape(one) == np.shape(other)
+        if same and isinstance(one, np.ndarray) and one.dtype.kind == "f":
+            error = np.linalg.norm((one - other).astype(np.float64))
+            same = bool(error <= _CONVERSION_ERROR * np.linalg.norm(one.astype(np.float64)))
+        elif same and isinstance(one, np.ndarray):
+            same = bool(np.array_equal(one, other))
+        if not same:
+            raise InvalidModelError(
+                f"raising the opset, which int8 needs, changes output {value.name!r}; export the "
+                "model with opset 17"
+            )
 
 
 def _batch(feed: Mapping[str, Any]) -> int:
@@ -179,17 +202,17 @@ def _call_engine(
         "TensorQuantOverrides": overrides,
     }
     reader = None
+    pairs = {
+        name: (np.array(low, np.float32), np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
     if "calibration_cache_path" in inspect.signature(quantization.quantize_static).parameters:
-        pairs = {
-            name: (np.array(low, np.float32), np.array(high, np.float32))
-            for name, (low, high) in ranges.items()
-        }
         cache = Path(source).with_name("ranges.json")
         calibrate.save_tensors_data(calibrate.TensorsData(method, pairs), cache)
         options["calibration_cache_path"] = cache
     else:
         reader = _OneFeed(feed)
-        for name, (low, high) in ranges.items():
+        for name, (low, high) in pairs.items():
             overrides[name] = [{"rmin": low, "rmax": high}]
     quantization.quantize_static(
         source,

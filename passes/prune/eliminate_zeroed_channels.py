@@ -24,6 +24,9 @@ Holds only if:
 4. Every reader of a weight can follow the cut; weights that a caller can override are no constants.
 5. One channel at least stays on every axis.
 
+Where every channel of an operand of Add, Sub, Mul, Div, Max or Min is constant, the vector of these
+constants takes its place, if the other operand has the shape of the result by itself.
+
 Formula: a constant channel k folds as ``b[o] + k * sum(w[o, c])``, in float64.
 
 Exactness: the same function of finite inputs; sums are formed in another order.
@@ -44,6 +47,7 @@ from onnxslim.errors import RuntimeRefusedError
 from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.channels import Array, Channelled, Channels, Evaluate, Ids
+from onnxslim.rewrite.channels_constant import constant_operands, replace
 from onnxslim.rewrite.channels_emit import emit
 from onnxslim.rewrite.channels_need import Need
 from onnxslim.rewrite.channels_rules import MINIMUM_OPSET, walk
@@ -51,7 +55,7 @@ from onnxslim.rewrite.channels_rules import MINIMUM_OPSET, walk
 
 @dataclass(frozen=True)
 class EliminateZeroedChannels(Pass):
-    """Cuts zeroed and unread channels out of weights; nodes stay where they are."""
+    """Cuts zeroed and unread channels out of weights; dead nodes are left to another pass."""
 
     name: ClassVar[str] = "eliminate-zeroed-channels"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
@@ -60,22 +64,34 @@ class EliminateZeroedChannels(Pass):
         result = PassResult()
         functions = [function.graph for function in model.functions.values()]
         for graph, imports in _graphs(model):
-            versions = [imports[domain] for domain in ONNX_DOMAINS if domain in imports]
-            if versions and max(versions) >= MINIMUM_OPSET:
-                inside = any(graph is body for body in functions)
-                evaluate = _evaluator(imports)
-                made = 1
-                while (
-                    made
-                ):  # again after a cut: what is left of a depthwise Conv may be a plain one
-                    state = walk(graph, max(versions), evaluate, is_function=inside)
-                    made = self._prune(state, context)
-                    result.changes += made
+            inside = any(graph is body for body in functions)
+            # Again after every change: what is left of a depthwise Conv may be a plain one.
+            while changes := self._once(graph, imports, inside, context):
+                result.changes += changes
         return result
 
-    def _prune(self, state: Channelled, context: Context) -> int:
+    def _once(
+        self, graph: ir.Graph, imports: dict[str, int], is_function: bool, context: Context
+    ) -> int:
+        versions = [imports[domain] for domain in ONNX_DOMAINS if domain in imports]
+        if not versions or max(versions) < MINIMUM_OPSET:
+            return 0
+        state = walk(graph, max(versions), _evaluator(imports), is_function=is_function)
         if not state.contractions:
             return 0
+        return self._replace_constants(state, context) or self._prune(state, context)
+
+    def _replace_constants(self, state: Channelled, context: Context) -> int:
+        changes = 0
+        for operand in list(constant_operands(state)):
+            value = operand.node.inputs[operand.index]
+            site = (value.name if value is not None else None) or ""
+            if context.allow(self, site, "the same constant in every place of a channel"):
+                replace(state, operand, context.fresh_name)
+                changes += 1
+        return changes
+
+    def _prune(self, state: Channelled, context: Context) -> int:
         need = Need(state)
         changes = 0
         # Backward: what a refusal keeps alive lies further up and has not been asked for yet.
@@ -104,13 +120,21 @@ def _graphs(model: ir.Model) -> Iterator[tuple[ir.Graph, dict[str, int]]]:
 
 
 def _evaluator(imports: dict[str, int]) -> Evaluate:
+    """Runs the operator itself in onnxruntime; equal questions are asked once."""
+    answers: dict[tuple[object, ...], Array | None] = {}
+
     def run(node: ir.Node, inputs: list[Array | None]) -> Array | None:
         from onnxslim.runtime.evaluate import evaluate
 
-        try:
-            return evaluate(node, inputs, imports)[0]
-        except RuntimeRefusedError:
-            return None
+        attributes = sorted((name, str(item.value)) for name, item in node.attributes.items())
+        contents = [None if item is None else (item.dtype.name, item.tobytes()) for item in inputs]
+        question = (node.op_type, tuple(attributes), tuple(contents))
+        if question not in answers:
+            try:
+                answers[question] = evaluate(node, inputs, imports)[0]
+            except RuntimeRefusedError:
+                answers[question] = None
+        return answers[question]
 
     return run
 

@@ -3,141 +3,143 @@
 Before::
 
     <float[2] v = {1, 2}, float[2] w = {1, 2}>
-    a = Add (x, v)
-    y = Mul (a, w)
+    a = Mul (x, v)
+    y = Add (a, w)
 
 After::
 
     <float[2] v = {1, 2}>
-    a = Add (x, v)
-    y = Mul (a, v)
+    a = Mul (x, v)
+    y = Add (a, v)
+
+Candidates have the same element type and shape; those that also agree in a few sampled pieces are
+compared byte by byte, whatever their size. No hash decides, and of a weight that has no twin
+nothing but the sample is read.
 
 Holds only if:
 
-1. element type, shape and every byte are the same (NaN payloads and signs of zeros included): few
-   bytes pick the candidates, all bytes decide, so no hash is ever trusted and a tensor that has no
-   twin by size is never read;
-2. neither is a graph input (a caller may override it) nor a graph output;
-3. both are in the same graph, or the one that stays is in the main graph and its name means nothing
-   else in any subgraph;
-4. the element type is not string.
+1. element type, shape and all bytes are equal: NaN by its payload, -0.0 is not 0.0, strings by
+   their bytes;
+2. none of them is a graph input (a caller may override it) or a graph output, and the one that goes
+   is not named by a quantization annotation or by training information;
+3. the one that stays belongs to the same graph or to one around it, where its name is not hidden by
+   another value of that name;
+4. weights that are computed on saving are not computed for the comparison, unless they are small.
+
+Function bodies have no initializers.
 
 Exactness: exact.
 
-Source: ONNX specification, initializers are constants unless they are graph inputs.
+Source: initializers of ONNX are immutable.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import ChainMap, Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxslim.ir.edit import replace_value
-from onnxslim.ir.traversal import graphs
+from onnxslim.ir.traversal import graphs, subgraphs_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
+from onnxslim.rewrite.replace_values import replace_values
+from onnxslim.rewrite.scopes import OutsideNames, Scopes
+from onnxslim.rewrite.tensor_bytes import equal, sample
 
-_SAMPLE = 64
-_CHUNK = 1 << 20
+_LATE_BYTES = 64 * 1024
 
-Member = tuple[ir.Graph, ir.Value]
+Kept = ChainMap[Hashable, list[ir.Value]]
 
 
 @dataclass(frozen=True)
 class DeduplicateInitializers(Pass):
-    """Candidates by type and shape, then by a sample, then byte for byte."""
+    """Shares equal initializers in the main graph and with its subgraphs."""
 
     name: ClassVar[str] = "deduplicate-initializers"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
-        groups: dict[object, list[Member]] = defaultdict(list)
-        for graph in graphs(model):
-            for value in graph.initializers.values():
-                tensor = value.const_value
-                if tensor is None or tensor.dtype == ir.DataType.STRING:  # (4)
-                    continue
-                if value.is_graph_input() or value.is_graph_output():  # (2)
-                    continue
-                groups[tensor.dtype, tuple(tensor.shape)].append((graph, value))
-        taken = _names_in_subgraphs(model)
-        changes = 0
-        for members in groups.values():
-            for twins in _by_sample(members) if len(members) > 1 else ():
-                changes += self._merge(twins, model.graph, taken, context)
-        return PassResult(changes)
+        return PassResult(_Shared(self, model, context).run())
 
-    def _merge(
-        self, members: list[Member], main: ir.Graph, taken: set[str], context: Context
-    ) -> int:
-        kept: list[Member] = []
-        changes = 0
-        for graph, value in members:
-            twin = next(
-                (
-                    other
-                    for home, other in kept
-                    if (home is graph or (home is main and other.name not in taken))  # (3)
-                    and _same_bytes(other, value)  # (1)
-                ),
-                None,
-            )
-            name = value.name or ""
-            if twin is None or not context.allow(self, name, f"same bytes as {twin.name}"):
-                kept.append((graph, value))
+
+class _Shared:
+    """One run over one model."""
+
+    def __init__(self, owner: DeduplicateInitializers, model: ir.Model, context: Context) -> None:
+        self.owner = owner
+        self.model = model
+        self.context = context
+        self.scopes = Scopes(model)
+        self.outside = OutsideNames(model)
+        self.counts = Counter(
+            _kind(value)
+            for graph in graphs(model)
+            for value in graph.initializers.values()
+            if _is_candidate(value)
+        )
+        self.replaced: dict[ir.Value, ir.Value] = {}
+
+    def run(self) -> int:
+        self.visit(self.model.graph, ChainMap())
+        replace_values(self.replaced)
+        for value in self.replaced:
+            if isinstance(value.graph, ir.Graph) and value.name:
+                del value.graph.initializers[value.name]
+        return len(self.replaced)
+
+    def visit(self, graph: ir.Graph, around: Kept) -> None:
+        """Shares the initializers of one graph, then of the graphs inside it."""
+        kept: Kept = around.new_child()
+        for name, value in graph.initializers.items():
+            if not _is_candidate(value) or self.counts[_kind(value)] < 2:
                 continue
-            replace_value(value, twin)
-            del graph.initializers[name]
-            changes += 1
-        return changes
+            key = (_kind(value), _sample(value))
+            twin = self._twin(value, kept.get(key, []))
+            if twin is None:
+                kept[key] = [*kept.get(key, []), value]
+            elif self.context.allow(self.owner, name, f"same bytes as {twin.name}"):
+                self.replaced[value] = twin
+        for node in graph:
+            for inner in subgraphs_of(node):
+                self.visit(inner, kept)
+
+    def _twin(self, value: ir.Value, others: list[ir.Value]) -> ir.Value | None:
+        if value.name in self.outside:
+            return None
+        for other in others:
+            if self.scopes.can_replace(value, other) and _same_bytes(value, other):
+                return other
+        return None
 
 
-def _names_in_subgraphs(model: ir.Model) -> set[str]:
-    """Names that mean something of their own in a subgraph, and so hide outer ones there."""
-    names: set[str] = set()
-    for graph in model.graph.subgraphs():
-        names.update(value.name or "" for value in graph.inputs)
-        names.update(graph.initializers)
-        names.update(value.name or "" for node in graph for value in node.outputs)
-    return names
-
-
-def _by_sample(members: list[Member]) -> Iterable[list[Member]]:
-    """Splits a group by the first, middle and last bytes; groups of one are left out."""
-    groups: dict[bytes, list[Member]] = defaultdict(list)
-    for graph, value in members:
-        tensor = value.const_value
-        if tensor is not None:
-            groups[_sample(tensor)].append((graph, value))
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _sample(tensor: ir.TensorProtocol) -> bytes:
-    middle = tensor.nbytes // 2
-    starts = (0, middle, max(0, tensor.nbytes - _SAMPLE))
-    return b"".join(_piece(tensor, start, start + _SAMPLE) for start in starts)
-
-
-def _same_bytes(first: ir.Value, second: ir.Value) -> bool:
-    one, other = first.const_value, second.const_value
-    if one is None or other is None or one.nbytes != other.nbytes:
+def _is_candidate(value: ir.Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or value.is_graph_input() or value.is_graph_output():  # (2)
         return False
-    return all(
-        _piece(one, start, start + _CHUNK) == _piece(other, start, start + _CHUNK)
-        for start in range(0, one.nbytes, _CHUNK)
-    )
+    return not isinstance(tensor, ir.LazyTensor) or tensor.nbytes <= _LATE_BYTES  # (4)
 
 
-def _piece(tensor: ir.TensorProtocol, start: int, stop: int) -> bytes:
-    """Some bytes of a tensor; a tensor in a file is not read beyond them."""
-    read_range = getattr(tensor, "read_range", None)
-    if read_range is not None:
-        return bytes(read_range(start, stop))
-    if isinstance(tensor, ir.Tensor) and tensor.dtype.bitwidth >= 8:
-        array = np.ascontiguousarray(tensor.numpy())
-        return array.reshape(-1).view(np.uint8)[start:stop].tobytes()
-    return tensor.tobytes()[start:stop]
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    tensor = value.const_value
+    if tensor is None:
+        raise ValueError(f"initializer {value.name!r} has no contents")
+    return tensor
+
+
+def _kind(value: ir.Value) -> Hashable:
+    tensor = _tensor(value)
+    return (tensor.dtype, tuple(tensor.shape.numpy()))
+
+
+def _sample(value: ir.Value) -> Hashable:
+    tensor = _tensor(value)
+    if tensor.dtype == ir.DataType.STRING:
+        return tuple(bytes(text) for text in tensor.numpy().reshape(-1))
+    return sample(tensor)
+
+
+def _same_bytes(value: ir.Value, other: ir.Value) -> bool:
+    first, second = _tensor(value), _tensor(other)
+    return first.dtype == ir.DataType.STRING or equal(first, second)

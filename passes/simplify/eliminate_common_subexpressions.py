@@ -18,7 +18,7 @@ Holds only if:
 2. they have the same domain, operator and overload, and as many outputs, with the same ones absent;
 3. their attributes are the same bits: NaN equals NaN, 0.0 is not -0.0; tensors by type, shape and
    all bytes, and only up to 64 KiB; references to attributes of a function by name;
-4. their inputs are the same values, or constants of up to 1 KiB with the same type, shape and bytes;
+4. their inputs are the same values, or constants of up to 1 KiB of the same type, shape and bytes;
 5. they stand in the same graph, so that the earlier is computed whenever the later is;
 6. no output of the later is a graph output, or the earlier can take over its name. Of two graph
    outputs both stay.

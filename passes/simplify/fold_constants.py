@@ -32,13 +32,16 @@ Holds only if:
 6. a graph output keeps its name and its producer: a Constant node takes it over. Subgraphs,
    function bodies and models below IR version 4 get Constant nodes too, never initializers.
 
-Exactness: exact. The values come from the kernels that would compute them at run time.
+Exactness: exact. The values come from the kernels that would compute them at run time. Only for
+float16, where onnxruntime may keep a chain of operators in float32, can the last bit depend on
+where the chain is cut.
 
 Source: operator specifications of ONNX, evaluated by onnxruntime with graph optimizations off.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -66,6 +69,8 @@ NEVER = frozenset(
 _SMALL_OUTPUT = 1024
 # In a larger region everything at the edge that grows is left out at once.
 _MANY_NODES = 500
+# Small regions are evaluated together, up to so many nodes in one session.
+_BATCH_NODES = 200
 # A transposed weight from this size on is computed when it is read, not when it is folded.
 _LATE_BYTES = 1024 * 1024
 
@@ -144,6 +149,7 @@ class _Run:
                 self._evaluate_or_drop(node)
         regions = self._affordable(connected(list(self.candidates)))
         regions.sort(key=lambda region: region.growth)
+        self._evaluate_ahead(regions)
         return sum(self._fold_region(region) for region in regions)
 
     # -- candidates
@@ -291,6 +297,33 @@ class _Run:
             reason = f"kept because folding it would need {_readable(total)} of memory"
             self.context.refuse(self.owner, _label(region.nodes[0]), reason)
         return total <= self.owner.max_bytes
+
+    def _evaluate_ahead(self, regions: list[_Region]) -> None:
+        """Evaluates small regions of the main graph many at a time; sessions cost more than nodes.
+
+        What is refused here is tried again, region by region, when its turn comes.
+        """
+        batch: list[ir.Node] = []
+        wanted: list[ir.Value] = []
+        for region in [*regions, None]:
+            if region is not None and not self._is_small(region):
+                continue
+            if batch and (region is None or len(batch) + len(region.nodes) > _BATCH_NODES):
+                with contextlib.suppress(RuntimeRefusedError):
+                    self.values.evaluate_together(batch, wanted)
+                batch, wanted = [], []
+            if region is not None:
+                batch += region.nodes
+                wanted += region.edge
+
+    def _is_small(self, region: _Region) -> bool:
+        made = [value for node in region.nodes for value in (*node.inputs, *node.outputs)]
+        return (
+            len(region.nodes) <= _BATCH_NODES
+            and all(node.graph is self.model.graph for node in region.nodes)
+            and not any(is_op(node, "Div", "Mod") for node in region.nodes)
+            and sum(self._contents(value) for value in made if value is not None) <= _SMALL_OUTPUT
+        )
 
     def _evaluate_region(self, region: _Region) -> bool:
         """Evaluates what is stored; where that is refused, finds and drops the nodes it is for."""

@@ -34,6 +34,7 @@ symbol means one number in the whole graph.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -177,19 +178,21 @@ def _entry(element: Element, dims: tuple[Element, ...] | None, axis: int) -> int
 
 def _freed(value: ir.Value) -> int:
     """Bytes of the nodes, and of the constants they alone read, that go when the value goes."""
-    gone: dict[ir.Node, None] = {}
+    gone: set[ir.Node] = set()
+    reads: Counter[ir.Value] = Counter()
     stack = [value.producer()]
     total = 0
     while stack:
         node = stack.pop()
         if node is None or node in gone or not is_op(node, *FOLLOWED):
             continue
-        gone[node] = None
+        gone.add(node)
         total += node_bytes(node)
         for item in node.inputs:
             if item is None or item.is_graph_output():
                 continue
-            if all(user in gone for user in item.consumers()):
+            reads[item] += 1
+            if len(item.uses()) == reads[item]:
                 total += freed_bytes(item) if is_constant(item) else 0
                 stack.append(item.producer())
     return total

@@ -134,7 +134,7 @@ def test_usage_errors(tmp_path: Path) -> None:
         (["in.onnx", "out.onnx", "--input-shape", "x=1,4"], "want NAME:"),
         (["in.onnx", "out.onnx", "--input-shape", "z:1,4"], "no input is called 'z'"),
         (["in.onnx", "out.onnx", "--calibration", "c.npz"], "add --quantize"),
-        (["in.onnx", "out.onnx", "--quantize"], "x: float32"),
+        (["in.onnx", "out.onnx", "--quantize"], "x float32 [N, 4]"),
     ]
     for arguments, words in cases:
         assert_one_line(onnxslim(*arguments, cwd=tmp_path), 2, words)

@@ -10,6 +10,7 @@ from onnx import helper
 from prune_models import Net, Pruned, count_parameters
 
 from onnxslim.passes.prune.eliminate_zeroed_channels import EliminateZeroedChannels
+from onnxslim.passes.simplify.eliminate_dead_nodes import EliminateDeadNodes
 from onnxslim.pipeline import Context
 
 HALF = range(16, 32)
@@ -460,10 +461,31 @@ def test_float64():
 def test_one_channel_stays_where_all_are_zero():
     net = Net()
     x = net.op("Relu", [net.conv(net.input("x", IMAGE), 32, "c1", zero=range(32))])
-    x = net.op("Add", [net.conv(x, 16, "c2"), "x"])
-    pruned = Pruned(net.model(net.conv(x, 8, "c3")))
+    pruned = Pruned(net.model(net.conv(x, 16, "c2")))
     assert pruned.dims("c1.w")[0] == 1
     assert pruned.dims("c2.w") == (16, 1, 3, 3)
+    pruned.assert_equal()
+
+
+def test_a_branch_of_zeros_becomes_a_vector():
+    net = Net()
+    x = net.op("Relu", [net.conv(net.input("x", IMAGE), 16, "c1", zero=range(16))])
+    x = net.op("Add", [net.conv(x, 16, "c2"), "x"])
+    pruned = Pruned(net.model(net.conv(x, 8, "c3")))
+    assert pruned.context.journal[0].detail == "the same constant in every place of a channel"
+    EliminateDeadNodes()(pruned.after, Context(pruned.after))
+    assert [node.op_type for node in pruned.after.graph] == ["Add", "Conv"]
+    assert pruned.parameters() == 16 + 8 * 16 * 9 + 8
+    pruned.assert_equal()
+
+
+def test_a_constant_operand_that_gives_the_result_its_shape_stays():
+    net = Net()
+    x = net.op("Relu", [net.conv(net.input("x", IMAGE), 16, "c1", zero=range(16))])
+    y = net.op("GlobalAveragePool", ["x"])
+    pruned = Pruned(net.model(net.conv(net.op("Add", [x, y]), 8, "c2")))
+    operators = [node.op_type for node in pruned.after.graph]
+    assert operators == [node.op_type for node in pruned.before.graph]
     pruned.assert_equal()
 
 

