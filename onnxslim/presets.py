@@ -15,10 +15,15 @@ from onnxslim.errors import UsageError
 from onnxslim.pipeline import Fixpoint, Pass, Pipeline, leaves
 
 _CLEAN = (
+    "infer-shapes",
     "eliminate-dead-nodes",
     "eliminate-identity",
     "fold-constants",
     "fold-shape-arithmetic",
+    "eliminate-noop",
+    "fuse-consecutive-casts",
+    "fuse-consecutive-reshapes",
+    "fuse-consecutive-transposes",
     "eliminate-common-subexpressions",
     "eliminate-dead-nodes",
 )
@@ -39,9 +44,7 @@ def simplify() -> Pipeline:
     """Same graph, fewer nodes: clean until nothing moves, fuse, clean again, share weights."""
     return Pipeline(
         (
-            *_make(["infer-shapes"]),
             Fixpoint(_make(_CLEAN)),
-            *_make(["infer-shapes"]),
             Fixpoint(_make([*_FUSE, *_CLEAN])),
             *_make(["deduplicate-initializers", "eliminate-common-subexpressions"]),
             *_make(["eliminate-dead-nodes"]),
@@ -53,11 +56,9 @@ def default() -> Pipeline:
     """`simplify`, then zeroed channels, then what their removal uncovered. Nothing lossy."""
     return Pipeline(
         (
-            *_make(["infer-shapes"]),
             Fixpoint(_make(_CLEAN)),
-            *_make(["infer-shapes"]),
             Fixpoint(_make([*_FUSE, *_CLEAN])),
-            *_make(["infer-shapes", "eliminate-zeroed-channels", "infer-shapes"]),
+            *_make(["infer-shapes", "eliminate-zeroed-channels"]),
             Fixpoint(_make([*_FUSE, *_CLEAN])),
             *_make(["deduplicate-initializers", "eliminate-common-subexpressions"]),
             *_make(["eliminate-dead-nodes"]),
@@ -66,8 +67,9 @@ def default() -> Pipeline:
 
 
 def prune() -> Pipeline:
-    """Zeroed channels alone, with the facts it needs and the nodes it leaves behind."""
-    return Pipeline(_make(["infer-shapes", "eliminate-zeroed-channels", "eliminate-dead-nodes"]))
+    """Zeroed channels alone, after what hides them, and without the nodes they leave behind."""
+    names = ("infer-shapes", "eliminate-identity", "eliminate-zeroed-channels")
+    return Pipeline(_make([*names, "eliminate-dead-nodes"]))
 
 
 PRESETS = {"default": default, "prune": prune, "simplify": simplify}

@@ -104,6 +104,17 @@ def _inverse(facts: Facts) -> ir.Value | None:
     return producer.inputs[0]
 
 
+def _idempotent(facts: Facts) -> ir.Value | None:
+    """Relu of Relu, Abs of Abs, Sign of Sign; rounding of what is rounded already."""
+    inner = facts.node.inputs[0]
+    producer = inner.producer() if inner is not None else None
+    op_type = facts.node.op_type
+    before = {*_ROUNDING, "Sign"} if op_type in _ROUNDING else {op_type}
+    if producer is None or facts.node.attributes or producer.attributes:
+        return None
+    return inner if is_op(producer, *before) else None
+
+
 def _cast(facts: Facts) -> ir.Value | None:
     kept, to = facts.input(0), facts.node.attributes.get("to")
     if kept is None or kept.dtype is None or to is None or to.type != ir.AttributeType.INT:
@@ -165,7 +176,10 @@ def _reduce(facts: Facts) -> ir.Value | None:
     return facts.input(0)
 
 
+_ROUNDING = frozenset({"Ceil", "Floor", "Round"})
+
 RULES: dict[str, Rule] = {
+    "Abs": _idempotent,
     "Add": _add,
     "And": _and,
     "BitShift": _shift,
@@ -174,9 +188,11 @@ RULES: dict[str, Rule] = {
     "BitwiseXor": _bitwise,
     "Cast": _cast,
     "CastLike": _cast_like,
+    "Ceil": _idempotent,
     "Clip": _clip,
     "Div": _div,
     "Dropout": _dropout,
+    "Floor": _idempotent,
     "Max": _variadic,
     "Mean": _variadic,
     "Min": _variadic,
@@ -191,6 +207,9 @@ RULES: dict[str, Rule] = {
     "ReduceMin": _reduce,
     "ReduceProd": _reduce,
     "ReduceSum": _reduce,
+    "Relu": _idempotent,
+    "Round": _idempotent,
+    "Sign": _idempotent,
     "Sub": _sub,
     "Sum": _variadic,
     "Where": _where,

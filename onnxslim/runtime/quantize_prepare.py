@@ -34,6 +34,16 @@ INT8_OPS = MATRIX_OPS | {
     "Squeeze", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 
+# Operators that move numbers about and leave them as they are.
+_MOVES = frozenset({
+    "Cast", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool",
+    "Pad", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
+})  # fmt: skip
+
+# The first IR version in which an initializer need not be an input.
+_SEPARATE_WEIGHTS = 4
+
 # Nodes between a weight and its use that are looked through.
 _LONGEST_WAY = 8
 
@@ -43,10 +53,14 @@ _QUANTIZED_OPS = frozenset({"ConvInteger", "MatMulInteger", "MatMulNBits", "QAtt
 
 @dataclass
 class Selection:
-    """Nodes of the main graph for int8, in order, and the reasons of all others."""
+    """Nodes of the main graph for int8, in order, and the reasons of all others.
+
+    ``captured`` holds the ids of nodes that move a tensor about on its way to a subgraph.
+    """
 
     chosen: list[ir.Node] = field(default_factory=list)
     refused: list[tuple[ir.Node, str]] = field(default_factory=list)
+    captured: set[int] = field(default_factory=set)
 
 
 def prepare(model: ir.Model) -> tuple[ir.Model, list[str]]:
@@ -67,6 +81,10 @@ def prepare(model: ir.Model) -> tuple[ir.Model, list[str]]:
         notes.append(f"opset {before} was raised to {_TARGET_OPSET}, scales per channel need it")
     else:
         work = load(model)
+    if model.ir_version < _SEPARATE_WEIGHTS and _drop_weights_from_inputs(work):
+        notes.append(
+            f"weights are no longer inputs: IR version {model.ir_version} listed them as such"
+        )
     _own_tensors(work)
     _unique_node_names(work)
     _lift_constants(work)
@@ -84,6 +102,17 @@ def _refuse_quantized(model: ir.Model) -> None:
                 f"the model is already quantized: node {label!r} is a {node.op_type}; "
                 "give the float model"
             )
+
+
+def _drop_weights_from_inputs(model: ir.Model) -> bool:
+    """Removes initializers from the inputs; they have to be there in old IR versions, in which
+    runtimes let nobody override them all the same."""
+    graph = model.graph
+    listed = [value for value in graph.inputs if value.is_initializer()]
+    for value in listed:
+        graph.inputs.remove(value)
+    model.ir_version = max(model.ir_version, _SEPARATE_WEIGHTS)
+    return bool(listed)
 
 
 def _own_tensors(model: ir.Model) -> None:
@@ -236,9 +265,11 @@ def select(model: ir.Model, preset: QuantizePreset, exclude: Sequence[str]) -> S
         InvalidModelError: no product of matrices is left for int8, with the commonest reason.
     """
     excluded = _excluded(model.graph, exclude)
-    result = Selection()
+    result = Selection(captured=_on_the_way_to_subgraphs(model.graph))
     for node in model.graph:
         reason = "excluded" if id(node) in excluded else _reason_against(node, preset)
+        if reason is None and id(node) in result.captured:
+            reason = "a subgraph reads its output"
         if reason is None:
             result.chosen.append(node)
         else:
@@ -337,6 +368,29 @@ def _is_fixed(value: ir.Value | None) -> bool:
 def _read_elsewhere(node: ir.Node) -> bool:
     source = node.inputs[0]
     return source is not None and any(user.graph is not node.graph for user, _ in source.uses())
+
+
+def _on_the_way_to_subgraphs(graph: ir.Graph) -> set[int]:
+    """Nodes that only move data, from which a subgraph reads directly or through other such nodes.
+
+    onnxruntime moves a DequantizeLinear before them past them, and dies where it arrives at a
+    subgraph (an implicit input has no place in its node's list of inputs).
+    """
+    found: set[int] = set()
+    stack = [
+        node
+        for node in graph
+        if any(user.graph is not graph for value in node.outputs for user, _ in value.uses())
+    ]
+    while stack:
+        node = stack.pop()
+        if node.op_type not in _MOVES or id(node) in found:
+            continue
+        found.add(id(node))
+        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if source is not None and source.graph is graph:
+            stack.append(source)
+    return found
 
 
 def _drop_islands(selection: Selection) -> None:

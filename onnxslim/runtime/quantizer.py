@@ -10,6 +10,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ import onnx_ir as ir
 from onnxslim.errors import DataError, InvalidModelError, OnnxSlimError, RuntimeRefusedError
 from onnxslim.io import load, save, total_bytes
 from onnxslim.ir.traversal import subgraphs_of
+from onnxslim.runtime.quantize_cleanup import spare_float_readers
 from onnxslim.runtime.quantize_names import Naming
 from onnxslim.runtime.quantize_prepare import (
     Selection,
@@ -37,6 +40,13 @@ from onnxslim.runtime.quantize_report import QuantizeReport
 from onnxslim.runtime.ranges import Range, check_feed, measure_ranges
 from onnxslim.runtime.session import one_line, open_session
 from onnxslim.runtime.specs import Feed, input_specs
+
+_OPEN = """
+import sys, onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+"""
 
 __all__ = ["QuantizeReport", "quantize_model"]
 
@@ -93,6 +103,7 @@ def quantize_model(
     engine_feed = {naming.new_name(name): item for name, item in first.items()}
     result = _run_engine(work, selection, settings, engine_ranges, engine_feed, report)
     _count(result, selection, report)
+    spare_float_readers(result, selection)
     naming.restore(result, model)
     _check_result(result, first)
     return result, report
@@ -305,8 +316,28 @@ def _check_result(model: ir.Model, feed: Mapping[str, Any]) -> None:
         InvalidModelError: onnxruntime does not take it.
     """
     try:
+        if any(True for node in model.graph for _ in subgraphs_of(node)):
+            _open_elsewhere(model)
         open_session(model, optimize=True).run(feed)
     except RuntimeRefusedError as error:
         raise InvalidModelError(
             f"the quantized model does not run: {error}; exclude the node if the message names one"
         ) from error
+
+
+def _open_elsewhere(model: ir.Model) -> None:
+    """Opens the model in a process of its own.
+
+    Some versions of onnxruntime end the whole process on int8 beside subgraphs.
+
+    Raises:
+        RuntimeRefusedError: that process does not end well.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+        path = os.path.join(folder, "int8.onnx")
+        save(model, path, external_data=total_bytes(model) > _INLINE_BYTES)
+        call = [sys.executable, "-c", _OPEN, path]
+        done = subprocess.run(call, capture_output=True, check=False, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeRefusedError(f"onnxruntime cannot open it: {last[-200:]}")

@@ -12,7 +12,8 @@ After (x has two axes)::
     y = Relu (x)
 
 The rules are in `rewrite.noop_arithmetic` (Add, Sub, Mul, Div, Pow, logic, Cast, Clip, Where,
-Dropout, reductions, operations on one operand, double negations) and `rewrite.noop_shapes` (Concat,
+Dropout, reductions, operations on one operand, double negations,
+ Relu of Relu, Floor of Ceil and the like) and `rewrite.noop_shapes` (Concat,
 Expand, Flatten, Pad, Reshape, Resize, Slice, Split, Squeeze, Tile, Transpose and others). Of a
 Concat, inputs that are empty along its axis are left out.
 

@@ -67,7 +67,7 @@ class FoldShapeArithmetic(Pass):
         slack: bytes by which one constant may exceed what is dropped for it.
     """
 
-    slack: int = 64
+    slack: int = 0
     name: ClassVar[str] = "fold-shape-arithmetic"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 

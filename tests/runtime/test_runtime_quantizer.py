@@ -409,6 +409,15 @@ def test_a_constant_that_a_caller_can_override_is_no_weight() -> None:
     assert "w2" in {item.name for item in after.graph.initializer}
 
 
+def test_weights_of_old_ir_versions_are_constants() -> None:
+    proto = conv_net(9, 3)
+    proto.graph.input.extend(info(item.name, item.dims) for item in proto.graph.initializer)
+    after, report = quantized(proto, IMAGES)
+    assert report.quantized["Conv"] == 2
+    assert [item.name for item in after.graph.input] == ["x"]
+    assert "weights are no longer inputs: IR version 3 listed them as such" in report.warnings
+
+
 def test_half_precision_nodes_are_left_out() -> None:
     half = TensorProto.FLOAT16
     w2 = numpy_helper.from_array(np.ones((6, 4), np.float16), "w2")
