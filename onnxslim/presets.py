@@ -23,6 +23,7 @@ _CLEAN = (
     "eliminate-noop",
     "fuse-consecutive-casts",
     "fuse-consecutive-reshapes",
+    "fuse-consecutive-squeezes",
     "fuse-consecutive-transposes",
     "eliminate-common-subexpressions",
     "eliminate-dead-nodes",

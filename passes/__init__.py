@@ -23,6 +23,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "fold-shape-arithmetic": ("simplify.fold_shape_arithmetic", "FoldShapeArithmetic"),
     "fuse-consecutive-casts": ("simplify.fuse_consecutive_casts", "FuseConsecutiveCasts"),
     "fuse-consecutive-reshapes": ("simplify.fuse_consecutive_reshapes", "FuseConsecutiveReshapes"),
+    "fuse-consecutive-squeezes": ("simplify.fuse_consecutive_squeezes", "FuseConsecutiveSqueezes"),
     "fuse-consecutive-transposes": (
         "simplify.fuse_consecutive_transposes",
         "FuseConsecutiveTransposes",

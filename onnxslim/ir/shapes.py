@@ -1,8 +1,8 @@
 """Shape and type facts.
 
 While a pipeline runs, ``value.shape`` and ``value.type`` of inner values hold only what was
-inferred from the graph inputs, weights and operators (`infer`). What the file declared for inner values may
-be stale, so it is set aside (`set_aside_declared`) and comes back at the end where it is still true
+inferred from the graph inputs, weights and operators (`infer`). What the file declared for inner
+values may be stale, so it is set aside (`set_aside_declared`) and comes back at the end where it is still true
 (`restore_declared`). The declarations of graph inputs and outputs are never touched.
 """
 

@@ -70,27 +70,31 @@ class FuseConsecutiveCasts(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
-        return PassResult(sum(self._fuse(node, scopes, context) for node in nodes(model)))
+        changes = 0
+        for node in nodes(model):
+            while node.graph is not None and self._fuse(node, scopes, context):
+                changes += 1
+        return PassResult(changes)
 
-    def _fuse(self, node: ir.Node, scopes: Scopes, context: Context) -> int:
+    def _fuse(self, node: ir.Node, scopes: Scopes, context: Context) -> bool:
         first = _match(node)
         source = None if first is None else first.inputs[0]
         if first is None or source is None or source.dtype is None:
-            return 0
+            return False
         site = node.outputs[0].name or ""
         detail = " ".join(str(each) for each in (source.dtype, _target(first), _target(node)))
         if source.dtype == _target(node) and scopes.can_replace(node.outputs[0], source):
             if not context.allow(self, site, detail):
-                return 0
+                return False
             bypass(node, source)
         else:
             if first.graph is not node.graph or not context.allow(self, site, detail):
-                return 0
+                return False
             node.replace_input_with(0, source)
         middle = first.outputs[0]
         if not middle.uses() and not middle.is_graph_output():
             remove(first)
-        return 1
+        return True
 
 
 def _match(node: ir.Node) -> ir.Node | None:
@@ -122,7 +126,7 @@ def _is_exact(start: ir.DataType, middle: ir.DataType) -> bool:
         return False
     low, high = _INTEGERS[start]
     if middle in _FLOATS:
-        return max(-low, high + 1) <= 2 ** _FLOATS[middle]
+        return bool(max(-low, high + 1) <= 2 ** _FLOATS[middle])
     return _contains(middle, start)
 
 

@@ -50,14 +50,19 @@ class FuseConsecutiveReshapes(Pass):
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
         for node in nodes(model):
-            first = _match(node)
-            if first is None:
-                continue
-            if context.allow(self, node.outputs[0].name or "", f"{first.op_type} Reshape"):
-                node.replace_input_with(0, first.inputs[0])
-                remove(first)
+            while self._fuse(node, context):
                 changes += 1
         return PassResult(changes)
+
+    def _fuse(self, node: ir.Node, context: Context) -> bool:
+        first = _match(node)
+        if first is None:
+            return False
+        if not context.allow(self, node.outputs[0].name or "", f"{first.op_type} Reshape"):
+            return False
+        node.replace_input_with(0, first.inputs[0])
+        remove(first)
+        return True
 
 
 def _match(node: ir.Node) -> ir.Node | None:

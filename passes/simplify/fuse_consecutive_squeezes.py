@@ -70,20 +70,23 @@ class FuseConsecutiveSqueezes(Pass):
         in_functions = {
             node for function in model.functions.values() for node in function.graph.all_nodes()
         }
+        may_add = (model.ir_version or 0) >= 4
         changes = 0
         for node in nodes(model):
-            match = _match(node, scopes)
-            if match is None:
-                continue
-            as_attribute = "axes" in node.attributes
-            storable = as_attribute or (node not in in_functions and (model.ir_version or 0) >= 4)
-            if match.axes is not None and not storable:  # (3)
-                continue
-            detail = f"{match.first.op_type} {node.op_type}"
-            if context.allow(self, node.outputs[0].name or "", detail):
-                _rewrite(match, context)
+            new_axes = "axes" in node.attributes or (may_add and node not in in_functions)  # (3)
+            while node.graph is not None and self._fuse(node, scopes, context, new_axes):
                 changes += 1
         return PassResult(changes)
+
+    def _fuse(self, node: ir.Node, scopes: Scopes, context: Context, new_axes: bool) -> bool:
+        match = _match(node, scopes)
+        if match is None or (match.axes is not None and not new_axes):
+            return False
+        detail = f"{match.first.op_type} {node.op_type}"
+        if not context.allow(self, node.outputs[0].name or "", detail):
+            return False
+        _rewrite(match, context)
+        return True
 
 
 def _match(node: ir.Node, scopes: Scopes) -> _Match | None:
@@ -91,17 +94,17 @@ def _match(node: ir.Node, scopes: Scopes) -> _Match | None:
     first = middle.producer() if middle is not None else None
     if first is None or middle is None or not is_op(first, "Squeeze", "Unsqueeze"):
         return None
-    source, pair = first.inputs[0], (_axes(first), _axes(node))
-    if source is None or pair[0] is None or pair[1] is None:
+    source, one, other = first.inputs[0], _axes(first), _axes(node)
+    if source is None or one is None or other is None:
         return None
     if first.op_type != node.op_type:
-        same = pair[0] == pair[1] and scopes.can_replace(node.outputs[0], source)
+        same = one == other and scopes.can_replace(node.outputs[0], source)
         return _Match(first, node, source, None) if same else None
     alone = len(middle.uses()) == 1 and not middle.is_graph_output()
     if not alone or first.graph is not node.graph:  # (2)
         return None
-    outer, inner = pair if node.op_type == "Squeeze" else (pair[1], pair[0])
-    return _Match(first, node, source, _joined(outer, inner))
+    joined = _joined(one, other) if node.op_type == "Squeeze" else _joined(other, one)
+    return _Match(first, node, source, joined)
 
 
 def _axes(node: ir.Node) -> list[int] | None:

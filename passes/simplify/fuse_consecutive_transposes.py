@@ -46,32 +46,36 @@ class FuseConsecutiveTransposes(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
-        return PassResult(sum(self._fuse(node, scopes, context) for node in nodes(model)))
+        changes = 0
+        for node in nodes(model):
+            while node.graph is not None and self._fuse(node, scopes, context):
+                changes += 1
+        return PassResult(changes)
 
-    def _fuse(self, node: ir.Node, scopes: Scopes, context: Context) -> int:
+    def _fuse(self, node: ir.Node, scopes: Scopes, context: Context) -> bool:
         first = _producer(node)
         order = None if first is None else _composed(first, node)
         if first is None or order is None:
-            return 0
+            return False
         source, middle = first.inputs[0], first.outputs[0]
         site = node.outputs[0].name or ""
         if source is None:
-            return 0
+            return False
         if order == sorted(order) and scopes.can_replace(node.outputs[0], source):
             if not context.allow(self, site, "cancel"):
-                return 0
+                return False
             bypass(node, source)
         else:
             alone = len(middle.uses()) == 1 and not middle.is_graph_output()
             if not alone or first.graph is not node.graph:  # (2)
-                return 0
+                return False
             if not context.allow(self, site, "compose"):
-                return 0
+                return False
             node.replace_input_with(0, source)
             node.attributes["perm"] = ir.AttrInt64s("perm", order)
         if not middle.uses() and not middle.is_graph_output():
             remove(first)
-        return 1
+        return True
 
 
 def _producer(node: ir.Node) -> ir.Node | None:

@@ -85,6 +85,25 @@ def test_cancelled_while_the_first_is_read_elsewhere():
     )
 
 
+def test_third_cancels_the_first_that_is_read_elsewhere():
+    check(
+        PASS,
+        """g (float[2,3,4] x) => (float[2,3,4] y, float[A,B,C] z) {
+            a = Transpose <perm = [1, 2, 0]> (x)
+            b = Transpose <perm = [1, 2, 0]> (a)
+            c = Transpose <perm = [1, 2, 0]> (b)
+            y = Relu (c)
+            z = Exp (a)
+        }""",
+        """g (float[2,3,4] x) => (float[2,3,4] y, float[A,B,C] z) {
+            a = Transpose <perm = [1, 2, 0]> (x)
+            y = Relu (x)
+            z = Exp (a)
+        }""",
+        changes=2,
+    )
+
+
 def test_composition_would_not_save_a_node():
     check(
         PASS,
