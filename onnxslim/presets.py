@@ -20,6 +20,7 @@ _CLEAN = (
     "eliminate-identity",
     "fold-constants",
     "fold-shape-arithmetic",
+    "inline-constant-if",
     "eliminate-noop",
     "fuse-consecutive-casts",
     "fuse-consecutive-reshapes",

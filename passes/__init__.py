@@ -33,6 +33,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "fuse-matmul-add": ("simplify.fuse_matmul_add", "FuseMatmulAdd"),
     "fuse-transpose-gemm": ("simplify.fuse_transpose_gemm", "FuseTransposeGemm"),
     "infer-shapes": ("simplify.infer_shapes", "InferShapes"),
+    "inline-constant-if": ("simplify.inline_constant_if", "InlineConstantIf"),
 }
 
 ENTRY_POINT_GROUP = "onnxslim.passes"

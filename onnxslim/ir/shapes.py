@@ -2,8 +2,8 @@
 
 While a pipeline runs, ``value.shape`` and ``value.type`` of inner values hold only what was
 inferred from the graph inputs, weights and operators (`infer`). What the file declared for inner
-values may be stale, so it is set aside (`set_aside_declared`) and comes back at the end where it is still true
-(`restore_declared`). The declarations of graph inputs and outputs are never touched.
+values may be stale, so it is set aside (`set_aside_declared`) and comes back at the end where it is
+still true (`restore_declared`). Declarations of graph inputs and outputs are never touched.
 """
 
 from __future__ import annotations

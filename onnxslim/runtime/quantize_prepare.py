@@ -349,7 +349,7 @@ def _operator_reason(node: ir.Node, preset: QuantizePreset) -> str | None:
         case "MatMul" if preset.constant_matmul_only and not any(map(_is_fixed, node.inputs)):
             return "a product of two activations"
         case "Relu" | "Clip" if _read_elsewhere(node):
-            return "a subgraph reads its input"
+            return "its input is wanted as it is"  # the engine would give both one range
     return None
 
 
@@ -366,8 +366,11 @@ def _is_fixed(value: ir.Value | None) -> bool:
 
 
 def _read_elsewhere(node: ir.Node) -> bool:
+    """True when the input of an activation is an output of the model or read by a subgraph."""
     source = node.inputs[0]
-    return source is not None and any(user.graph is not node.graph for user, _ in source.uses())
+    return source is not None and (
+        source.is_graph_output() or any(user.graph is not node.graph for user, _ in source.uses())
+    )
 
 
 def _on_the_way_to_subgraphs(graph: ir.Graph) -> set[int]:

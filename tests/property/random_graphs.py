@@ -229,7 +229,7 @@ def softmax(b: Builder) -> None:
 
 
 def branch(b: Builder) -> None:
-    """An If on an input, whose branches capture an outer value."""
+    """An If on an input or a constant, whose branches capture an outer value."""
     item = b.pick()
     if item is None:
         return
@@ -242,7 +242,9 @@ def branch(b: Builder) -> None:
         ]
         output = helper.make_tensor_value_info(name, TensorProto.FLOAT, item.shape)
         graphs.append(helper.make_graph(inner, "branch", [], [output]))
-    b.node("If", ["flag"], item.shape, then_branch=graphs[0], else_branch=graphs[1])
+    fixed = b.rng.random() < 0.4
+    flag = b.constant(np.array(bool(b.rng.integers(2)))) if fixed else "flag"
+    b.node("If", [flag], item.shape, then_branch=graphs[0], else_branch=graphs[1])
 
 
 STEPS = (

@@ -248,7 +248,7 @@ def test_one_weight_for_two_axes_and_a_subgraph() -> None:
     after, report = quantized(proto, feeds)
     assert report.quantized["MatMul"] == 1
     assert report.kept_float["If"] == {"subgraphs stay in float": 1}
-    assert report.kept_float["Relu"] == {"a subgraph reads its input": 1}
+    assert report.kept_float["Relu"] == {"its input is wanted as it is": 1}
     assert "the subgraphs of a If stay in float" in report.warnings
     assert {"w_quantized", "w_axis0_quantized"} <= set(weights_of(after)[TensorProto.INT8])
 
