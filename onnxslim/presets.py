@@ -25,6 +25,7 @@ _CLEAN = (
     "fuse-consecutive-casts",
     "fuse-consecutive-reshapes",
     "fuse-consecutive-squeezes",
+    "sink-transposes",
     "fuse-consecutive-transposes",
     "eliminate-common-subexpressions",
     "eliminate-dead-nodes",

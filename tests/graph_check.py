@@ -29,6 +29,9 @@ def normalise(model: ir.Model) -> str:
     proto = ir.to_proto(model)
     _rename(proto.graph, {}, [0])
     proto.producer_name = ""
+    for function in proto.functions:
+        for node in function.node:
+            node.name = ""
     return onnx.printer.to_text(proto)
 
 

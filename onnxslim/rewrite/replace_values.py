@@ -1,4 +1,4 @@
-"""Moves the readers of many values at once, in time linear in the number of inputs."""
+"""Changes many inputs of a node at once, in time linear in their number."""
 
 from __future__ import annotations
 
@@ -44,3 +44,14 @@ def _replace_inputs(node: ir.Node, replacements: Mapping[ir.Value, ir.Value]) ->
         old._remove_usage(node, index)
         new._add_usage(node, index)
     node._inputs = tuple(inputs)
+
+
+def release_inputs(node: ir.Node) -> None:
+    """Leaves a node that is about to go without inputs, so that it is no reader any more."""
+    if len(node.inputs) > _FEW_INPUTS and not node.device_configurations:
+        for index, value in enumerate(node.inputs):
+            if value is not None:
+                value._remove_usage(node, index)
+        node._inputs = ()
+    else:
+        node.resize_inputs(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -23,15 +24,18 @@ class Scopes:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._ambiguous: frozenset[str] | None = None
 
     def can_replace(self, old: ir.Value, new: ir.Value) -> bool:
         """True when `edit.replace_value` (old, new) keeps the meaning of every reader.
 
         Beside `edit.can_replace`: the name under which readers in subgraphs find ``new`` is defined
-        nowhere else, and no quantization annotation hangs on ``old``.
+        nowhere else, no quantization annotation hangs on ``old``, and nothing outside the graph
+        needs a name that goes.
         """
         if old.meta.get(ANNOTATION) or not edit.can_replace(old, new):
+            return False
+        gone = new.name if old.is_graph_output() else old.name
+        if gone in self.outside:
             return False
         readers = list(old.consumers())
         if old.is_graph_output():  # the readers of ``new`` get to know it by another name
@@ -39,17 +43,21 @@ class Scopes:
         name = old.name if old.is_graph_output() else new.name
         home = home_of(new)
         crossing = any(node.graph is not home for node in readers)
-        return not crossing or name not in self._ambiguous_names()
+        return not crossing or name not in self._ambiguous_names
 
+    @cached_property
+    def outside(self) -> OutsideNames:
+        """The names that are used without being the input of a node."""
+        return OutsideNames(self._model)
+
+    @cached_property
     def _ambiguous_names(self) -> frozenset[str]:
-        if self._ambiguous is None:
-            counts: Counter[str] = Counter()
-            for graph in graphs(self._model):
-                names = {value.name or "" for value in graph.inputs} | set(graph.initializers)
-                names.update(value.name or "" for node in graph for value in node.outputs)
-                counts.update(names)
-            self._ambiguous = frozenset(name for name, count in counts.items() if count > 1)
-        return self._ambiguous
+        counts: Counter[str] = Counter()
+        for graph in graphs(self._model):
+            names = {value.name or "" for value in graph.inputs} | set(graph.initializers)
+            names.update(value.name or "" for node in graph for value in node.outputs)
+            counts.update(names)
+        return frozenset(name for name, count in counts.items() if count > 1)
 
 
 def home_of(value: ir.Value) -> ir.Graph | None:

@@ -28,15 +28,14 @@ from onnxslim.ir.traversal import subgraphs_of
 from onnxslim.runtime.quantize_cleanup import spare_float_readers
 from onnxslim.runtime.quantize_names import Naming
 from onnxslim.runtime.quantize_prepare import (
-    Selection,
     check_weights,
     prepare,
-    select,
     wanted_tensors,
     whole_tensor_weights,
 )
 from onnxslim.runtime.quantize_presets import QuantizePreset, find_preset
 from onnxslim.runtime.quantize_report import QuantizeReport
+from onnxslim.runtime.quantize_select import Selection, select
 from onnxslim.runtime.ranges import Range, check_feed, measure_ranges
 from onnxslim.runtime.session import one_line, open_session
 from onnxslim.runtime.specs import Feed, input_specs

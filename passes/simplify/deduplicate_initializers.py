@@ -45,7 +45,7 @@ import onnx_ir as ir
 from onnxslim.ir.traversal import graphs, subgraphs_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.replace_values import replace_values
-from onnxslim.rewrite.scopes import OutsideNames, Scopes
+from onnxslim.rewrite.scopes import Scopes
 from onnxslim.rewrite.tensor_bytes import equal, sample
 
 _LATE_BYTES = 64 * 1024
@@ -72,7 +72,6 @@ class _Shared:
         self.model = model
         self.context = context
         self.scopes = Scopes(model)
-        self.outside = OutsideNames(model)
         self.counts = Counter(
             _kind(value)
             for graph in graphs(model)
@@ -106,8 +105,6 @@ class _Shared:
                 self.visit(inner, kept)
 
     def _twin(self, value: ir.Value, others: list[ir.Value]) -> ir.Value | None:
-        if value.name in self.outside:
-            return None
         for other in others:
             if self.scopes.can_replace(value, other) and _same_bytes(value, other):
                 return other

@@ -44,7 +44,7 @@ from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.ir.traversal import graphs, subgraphs_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.replace_values import replace_values
-from onnxslim.rewrite.scopes import OutsideNames, Scopes
+from onnxslim.rewrite.scopes import Scopes
 
 _MAX_ATTRIBUTE_BYTES = 64 * 1024
 _MAX_CONSTANT_BYTES = 1024
@@ -61,9 +61,8 @@ class EliminateCommonSubexpressions(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
-        outside = OutsideNames(model)
         return PassResult(
-            sum(_Merge(self, model, context, scopes, outside).run(graph) for graph in graphs(model))
+            sum(_Merge(self, model, context, scopes).run(graph) for graph in graphs(model))
         )
 
 
@@ -76,13 +75,11 @@ class _Merge:
         model: ir.Model,
         context: Context,
         scopes: Scopes,
-        outside: OutsideNames,
     ) -> None:
         self.owner = owner
         self.functions = model.functions
         self.context = context
         self.scopes = scopes
-        self.outside = outside
         self.merged: dict[ir.Value, ir.Value] = {}
 
     def run(self, graph: ir.Graph) -> int:
@@ -106,9 +103,7 @@ class _Merge:
 
     def _can_merge(self, node: ir.Node, earlier: ir.Node) -> bool:
         pairs = zip(node.outputs, earlier.outputs, strict=True)
-        return all(
-            old.name not in self.outside and self.scopes.can_replace(old, new) for old, new in pairs
-        )
+        return all(self.scopes.can_replace(old, new) for old, new in pairs)
 
     def _merge(self, node: ir.Node, earlier: ir.Node) -> None:
         for old, new in zip(node.outputs, earlier.outputs, strict=True):

@@ -42,6 +42,7 @@ import onnx_ir as ir
 from onnxslim.ir.schema import ONNX_DOMAINS, schema
 from onnxslim.ir.traversal import subgraphs_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
+from onnxslim.rewrite.replace_values import release_inputs
 from onnxslim.rewrite.scopes import OutsideNames
 
 
@@ -192,9 +193,8 @@ def _site(node: ir.Node) -> str:
 
 
 def _detach(node: ir.Node) -> None:
-    """Ends every use of outer values inside the subgraphs of a dead node."""
+    """Ends every use of values by a dead node, also of outer values inside its subgraphs."""
     for graph in subgraphs_of(node):
         for inner in graph:
             _detach(inner)
-            for index in range(len(inner.inputs)):
-                inner.replace_input_with(index, None)
+    release_inputs(node)

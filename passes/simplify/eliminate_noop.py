@@ -35,14 +35,14 @@ Source: operator specifications of ONNX.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from onnxslim.ir.edit import bypass
-from onnxslim.ir.schema import is_op, opset_of
-from onnxslim.ir.traversal import nodes
+from onnxslim.ir.schema import ONNX_DOMAINS, is_op
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite import noop_arithmetic, noop_shapes
 from onnxslim.rewrite.noop_rules import Facts
@@ -61,11 +61,11 @@ class EliminateNoop(Pass):
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
         changes = 0
-        for node in nodes(model):
+        for node, opset in _nodes(model):
             if is_op(node, "Concat"):
                 changes += self._shorten(node, scopes, context)
                 continue
-            kept = _match(node, model)
+            kept = _match(node, opset, model)
             if kept is None or not scopes.can_replace(node.outputs[0], kept):  # (5)
                 continue
             if context.allow(self, node.outputs[0].name or "", node.op_type):
@@ -92,7 +92,7 @@ class EliminateNoop(Pass):
         return 1
 
 
-def _match(node: ir.Node, model: ir.Model) -> ir.Value | None:
+def _match(node: ir.Node, opset: int, model: ir.Model) -> ir.Value | None:
     """The input that the first output equals, when nothing else of the node is read."""
     if not is_op(node, *_RULES) or node.op_identifier() in model.functions:
         return None
@@ -100,5 +100,18 @@ def _match(node: ir.Node, model: ir.Model) -> ir.Value | None:
         return None
     if any(attribute.is_ref() for attribute in node.attributes.values()):  # (6)
         return None
-    opset = opset_of(node, model)
-    return None if opset is None else _RULES[node.op_type](Facts(node, opset))
+    return _RULES[node.op_type](Facts(node, opset))
+
+
+def _nodes(model: ir.Model) -> Iterator[tuple[ir.Node, int]]:
+    """Every node with the version of the standard operators that it follows."""
+    roots = [(model.graph, model.graph.opset_imports)]
+    roots += [(each.graph, each.opset_imports) for each in model.functions.values()]
+    for root, imports in roots:
+        opset = next((imports[domain] for domain in ONNX_DOMAINS if domain in imports), None)
+        if opset is None:
+            continue
+        for graph in (root, *root.subgraphs()):
+            for node in list(graph):
+                if node.graph is graph:
+                    yield node, opset

@@ -249,3 +249,43 @@ def test_long_dead_chain_takes_linear_time():
     assert PASS(model, Context(model)).changes == 20_001
     assert time.perf_counter() - started < 5
     assert len(graph) == 1
+
+
+def test_wide_dead_node_takes_linear_time():
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=["N"])
+    nodes = [ir.node("Relu", [x]) for _ in range(20_000)]
+    total = ir.node("Sum", [node.outputs[0] for node in nodes])
+    y = ir.node("Abs", [x])
+    graph = ir.Graph([x], y.outputs, nodes=[*nodes, total, y], opset_imports={"": 17})
+    model = ir.Model(graph, ir_version=10)
+    started = time.perf_counter()
+    assert PASS(model, Context(model)).changes == 20_001
+    assert time.perf_counter() - started < 5
+    assert [use.node for use in x.uses()] == [y]
+
+
+def test_names_in_carried_messages_count_as_used():
+    class Carried:
+        training_info = (b"\x0a\x06momentum",)
+        annotations = (b"\x12\x05scale",)
+
+    model = parse(
+        """g (float[N] x) => (float[N] y)
+        <float momentum = {2}, float scale = {2}, float k = {2}> { y = Neg (x) }"""
+    )
+    model.graph.meta["carried"] = Carried()
+    assert PASS(model, Context(model)).changes == 1
+    assert list(model.graph.initializers) == ["momentum", "scale"]
+
+
+def test_value_that_a_subgraph_returns_by_name_stays():
+    model = parse(
+        """g (bool p, float[2] x) => (float[2] y) {
+            b = Relu (x)
+            y = If (p) <
+                then_branch = t () => (float[2] b) { },
+                else_branch = e () => (float[2] ey) { ey = Neg (x) }
+            >
+        }"""
+    )
+    assert PASS(model, Context(model)).changes == 0

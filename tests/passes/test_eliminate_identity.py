@@ -196,3 +196,23 @@ def test_original_learns_what_the_copy_knew():
     original = model.graph[0].outputs[0]
     assert original.dtype == ir.DataType.FLOAT
     assert original.shape == ["N"]
+
+
+def test_value_that_a_subgraph_returns_by_name_stays():
+    model = parse(
+        """g (bool p, float[2] x) => (float[2] y) {
+            a = Relu (x)
+            b = Identity (a)
+            y = If (p) <
+                then_branch = t () => (float[2] b) { },
+                else_branch = e () => (float[2] ey) { ey = Neg (b) }
+            >
+        }"""
+    )
+    assert PASS(model, Context(model)).changes == 0
+
+
+def test_annotated_copy_stays():
+    model = parse("g (float[N] x) => (float[N] y) { a = Relu (x) b = Identity (a) y = Neg (b) }")
+    model.graph[1].outputs[0].meta["quant_parameter_tensor_names"] = {"SCALE_TENSOR": "s"}
+    assert PASS(model, Context(model)).changes == 0

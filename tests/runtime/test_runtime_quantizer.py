@@ -259,6 +259,83 @@ def _uneven(*dims: int) -> np.ndarray:
     return (values * np.logspace(-2, 1, dims[-1])).astype(np.float32)
 
 
+def test_the_input_of_an_activation_that_is_an_output_keeps_its_range() -> None:
+    proto = build(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("Conv", ["r", "w2"], ["y"]),
+        ],
+        [info("x", ["N", 3, 6, 6])],
+        [info("y", ["N", 2, 6, 6]), info("c", ["N", 4, 6, 6])],
+        [weight("w", 4, 3, 1, 1), weight("w2", 2, 4, 1, 1, seed=2)],
+    )
+    _, report = quantized(proto, images((4, 3, 6, 6)))
+    assert report.kept_float["Relu"] == {"its input is wanted as it is": 1}
+
+
+def test_subgraphs_read_moved_tensors_before_they_are_converted() -> None:
+    """onnxruntime moves conversions past Transpose and dies at the subgraph behind it."""
+    branch = helper.make_graph(
+        [helper.make_node("Abs", ["t"], ["p"])], "then", [], [info("p", ["W", "N", "H", 3])]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["t"], ["q"])], "else", [], [info("q", ["W", "N", "H", 3])]
+    )
+    proto = build(
+        [
+            helper.make_node("Transpose", ["x"], ["t"], perm=[3, 0, 2, 1]),
+            helper.make_node("If", ["flag"], ["i"], then_branch=branch, else_branch=other),
+            helper.make_node("Transpose", ["t"], ["u"], perm=[1, 3, 2, 0]),
+            helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1]),
+        ],
+        [info("x", ["N", 3, "H", "W"]), info("flag", [], TensorProto.BOOL)],
+        [info("y", ["N", 4, "H", "W"]), info("i", ["W", "N", "H", 3]), info("u", [
+            "N", 3, "H", "W"
+        ])],
+        [weight("w", 4, 3, 3, 3)],
+    )  # fmt: skip
+    feeds = [{**feed, "flag": np.array(i == 0)} for i, feed in enumerate(IMAGES)]
+    after, report = quantized(proto, feeds)
+    assert report.quantized == {"Conv": 1}
+    first = next(node for node in after.graph.node if node.op_type == "Transpose")
+    assert list(first.input) == ["x"]
+
+
+def test_a_process_that_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizer, "_OPEN", "import os; os.abort()")
+    branch = helper.make_graph([helper.make_node("Abs", ["y0"], ["p"])], "b", [], [info("p", None)])
+    proto = build(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["y0"]),
+            helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch),
+        ],
+        [info("x", ["N", 6]), info("flag", [], TensorProto.BOOL)],
+        [info("y", ["N", 4])],
+        [weight("w", 6, 4)],
+    )
+    feeds = [{**images((8, 6))[0], "flag": np.array(True)}]
+    assert "the quantized model does not run" in refusal(InvalidModelError, proto, feeds)
+    monkeypatch.undo()
+    quantized(proto, feeds)
+
+
+def test_float_nodes_read_float_tensors() -> None:
+    proto = conv_net()
+    proto.graph.node.append(helper.make_node("Abs", ["x"], ["side"]))
+    proto.graph.node.append(helper.make_node("Abs", ["r"], ["side2"]))
+    proto.graph.output.extend(
+        [info(name, ["N", k, "H", "W"]) for name, k in (("side", 3), ("side2", 16))]
+    )
+    after, _ = quantized(proto, IMAGES)
+    inputs = [list(node.input) for node in after.graph.node if node.op_type == "Abs"]
+    # a float reader of r would make the runtime compute the convolution in float
+    assert sorted(inputs) == [["r_DequantizeLinear_Output"], ["x"]]
+    feed = IMAGES[0]
+    one, other = run(proto.SerializeToString(), feed), run(after.SerializeToString(), feed)
+    np.testing.assert_array_equal(one[1], other[1])
+
+
 def test_batched_matmul_weights_have_scales_along_the_last_axis() -> None:
     proto = build(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -566,7 +643,7 @@ def test_the_temporary_folder_goes_when_the_engine_fails(
 ) -> None:
     from onnxruntime import quantization
 
-    def fail(*_args: object, calibration_cache_path: object = None, **_options: object) -> None:
+    def fail(*_args: object, **_options: object) -> None:
         assert os.listdir(scratch)
         raise AssertionError("scale\nissue")
 
