@@ -36,6 +36,7 @@ _FUSE = (
     "fuse-conv-affine",
     "fuse-matmul-add",
     "fuse-transpose-gemm",
+    "run-onnxoptimizer",
 )
 
 

@@ -34,6 +34,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "fuse-transpose-gemm": ("simplify.fuse_transpose_gemm", "FuseTransposeGemm"),
     "infer-shapes": ("simplify.infer_shapes", "InferShapes"),
     "inline-constant-if": ("simplify.inline_constant_if", "InlineConstantIf"),
+    "run-onnxoptimizer": ("simplify.run_onnxoptimizer", "RunOnnxoptimizer"),
     "sink-transposes": ("simplify.sink_transposes", "SinkTransposes"),
 }
 

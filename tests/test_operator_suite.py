@@ -115,7 +115,7 @@ def test_node_models(shard: int) -> None:
     ]
     wrong = [text for text in results if text not in ("ok", "not runnable")]
     assert wrong == []
-    assert results.count("ok") > 0.7 * len(results)
+    assert results.count("ok") > 0.6 * len(results)
 
 
 def folders() -> Iterator[Path]:

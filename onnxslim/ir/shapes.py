@@ -65,8 +65,18 @@ def _inner_values(model: ir.Model) -> Iterator[ir.Value]:
                     yield value
 
 
+def _body_inputs(model: ir.Model) -> Iterator[ir.Value]:
+    """Inputs of Loop and Scan bodies, whose shapes may change from one turn to the next."""
+    for graph in graphs(model):
+        if graph is not model.graph:
+            yield from graph.inputs
+
+
 def set_aside_declared(model: ir.Model) -> None:
     """Remembers the declared types of inner values and clears their shapes."""
+    for value in _body_inputs(model):
+        value.meta[_DECLARED] = (value.type, value.shape)
+        value.shape = None
     for value in _inner_values(model):
         value.meta[_DECLARED] = (value.type, value.shape)
         value.shape = None
@@ -77,6 +87,9 @@ def restore_declared(model: ir.Model) -> None:
 
     A value that had no declaration gets none, so that the file does not grow by what is inferred.
     """
+    for value in _body_inputs(model):
+        if _DECLARED in value.meta:
+            value.type, value.shape = value.meta.pop(_DECLARED)
     for value in _inner_values(model):
         declared = value.meta.pop(_DECLARED, None)
         if declared is None or declared[0] is None:

@@ -155,8 +155,8 @@ def _way_of_use(graph: ir.Graph, node: ir.Node, index: int, tensor: ir.TensorPro
         axis = channel_axis(node, index, len(tensor.shape))
         if axis is not None:
             return f"axis{axis}"
-        if node.op_type == "ConvTranspose" and index == 1:
-            return "grouped"
+        if node.op_type in ("ConvTranspose", "MatMul"):
+            return "whole"
     return "shared"
 
 
@@ -178,7 +178,7 @@ def channel_axis(node: ir.Node, index: int, rank: int) -> int | None:
         case "Gemm":
             return 0 if node.attributes.get_int("transB", 0) else 1
         case "MatMul":
-            return rank - 1
+            return 1 if rank == 2 else None  # QLinearMatMul takes scales of matrices only
     return None
 
 
@@ -235,17 +235,17 @@ def check_weights(nodes_: Sequence[ir.Node]) -> None:
 
 
 def whole_tensor_weights(nodes_: Sequence[ir.Node]) -> list[str]:
-    """Weights that need one scale for the whole tensor: those of transposed convolutions in groups,
-    whose output channels lie along no single axis."""
-    return sorted(
-        {
-            node.inputs[1].name or ""
-            for node in nodes_
-            if node.op_type == "ConvTranspose"
-            and node.inputs[1] is not None
-            and node.attributes.get_int("group", 1) != 1
-        }
-    )
+    """Weights of matrix products that need one scale for the whole tensor, sorted: those whose
+    output channels lie along no axis (`channel_axis`)."""
+    found = set()
+    for node in nodes_:
+        for index, value in enumerate(node.inputs[:2]):
+            if node.op_type not in ("ConvTranspose", "MatMul") or value is None:
+                continue
+            tensor = value.const_value if value.is_initializer() else None
+            if tensor is not None and channel_axis(node, index, len(tensor.shape)) is None:
+                found.add(value.name or "")
+    return sorted(found)
 
 
 def wanted_tensors(nodes_: Sequence[ir.Node]) -> list[str]:

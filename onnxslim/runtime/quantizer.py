@@ -208,7 +208,6 @@ def _call_engine(
     extra: dict[str, Any] = {
         "WeightSymmetric": True,
         "ActivationSymmetric": False,
-        "QDQOpTypePerChannelSupportToAxis": {"MatMul": -1},  # the default is right for rank 2 only
         "TensorQuantOverrides": overrides,
     }
     reader = None

@@ -28,7 +28,8 @@ Holds only if:
 5. the result is no graph output, or the input can take over its name;
 6. no attribute is a reference to an attribute of a function.
 
-Exactness: exact.
+Exactness: exact by the specification. The CPU kernel of Where in onnxruntime gives 0.0 where it
+chose -0.0; without the node the -0.0 comes through.
 
 Source: operator specifications of ONNX.
 """

@@ -219,3 +219,18 @@ def test_large_tensors_survive_inference() -> None:
     assert list(model.graph.initializers) == before
     assert model.graph.initializers["w"].const_value.numpy() is big
     assert shapes.dim(value(model, "h"), 1) == 4096
+
+
+def test_declared_shapes_of_loop_bodies_are_not_trusted() -> None:
+    model = parse("""g (int64 n, bool c, float[1] x) => (float[M] y) {
+      y = Loop (n, c, x) <body = b (int64 i, bool d, float[1] p) => (bool e, float[M] q) {
+        e = Identity (d)
+        q = Concat <axis = 0> (p, p)
+      }>
+    }""")
+    carried = next(iter(model.graph.subgraphs())).inputs[2]
+    shapes.set_aside_declared(model)
+    shapes.infer(model)
+    assert carried.shape is None
+    shapes.restore_declared(model)
+    assert shapes.static_shape(carried) == (1,)

@@ -336,16 +336,34 @@ def test_float_nodes_read_float_tensors() -> None:
     np.testing.assert_array_equal(one[1], other[1])
 
 
-def test_batched_matmul_weights_have_scales_along_the_last_axis() -> None:
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((2, 3, 4, 6), (3, 6, 5)),
+        ((4, 6), (6,)),
+        ((5, 4), (4, 6)),
+        ((3, 5, 4), (4, 6)),
+        ((4,), (4, 6)),
+    ],
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_matmul_weights_that_are_no_right_hand_matrix_have_one_scale(
+    left: tuple[int, ...], right: tuple[int, ...], side: str
+) -> None:
+    dims, inputs = (left, right) if side == "left" else (right, left)
+    order = ["w", "x"] if side == "left" else ["x", "w"]
+    shape = (np.zeros(left) @ np.zeros(right)).shape
     proto = build(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        [info("x", ["B", 3, "T", 6])],
-        [info("y", ["B", 3, "T", 5])],
-        [numpy_helper.from_array(_uneven(3, 6, 5), "w")],
+        [helper.make_node("MatMul", order, ["y"])],
+        [info("x", inputs)],
+        [info("y", shape)],
+        [numpy_helper.from_array(_uneven(*dims), "w")],
     )
-    after, _ = quantized(proto, images((2, 3, 4, 6), (1, 3, 7, 6)))
+    after, report = quantized(proto, images(inputs, inputs))
+    assert report.quantized == {"MatMul": 1}
     scales = {item.name: item for item in after.graph.initializer}["w_scale"]
-    assert list(scales.dims) == [5]
+    per_channel = side == "right" and len(dims) == 2
+    assert list(scales.dims) == ([dims[1]] if per_channel else [])
 
 
 def test_grouped_transposed_convolution_has_one_scale() -> None:
