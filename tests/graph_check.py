@@ -24,9 +24,16 @@ def parse(text: str) -> ir.Model:
     return ir.from_proto(onnx.parser.parse_model(text))
 
 
+def as_written(model: ir.Model) -> ir.Model:
+    """A copy with the declarations that the product puts back before it writes a file."""
+    copy = model.clone()
+    shapes.restore_declared(copy)
+    return copy
+
+
 def normalise(model: ir.Model) -> str:
     """Text in which names count only at the border: inner values and nodes are renumbered."""
-    proto = ir.to_proto(model)
+    proto = ir.to_proto(as_written(model))
     _rename(proto.graph, {}, [0])
     proto.producer_name = ""
     for function in proto.functions:
@@ -93,7 +100,9 @@ def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        ir.to_proto(as_written(model)).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
     )
     return session.run(None, dict(feeds))
 

@@ -13,8 +13,9 @@ from onnxslim.runtime.specs import Dim, InputSpec, shape_text
 Key = str | tuple[str, int]
 """A named symbol, or (input, axis) for a dimension without a name."""
 
-# Sizes that are tried when the first ones do not run: hidden constraints are mostly multiples.
-_LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256)
+# Sizes that are tried when the first ones do not run: hidden constraints are mostly multiples, and
+# models of sound want a stretch of samples.
+_LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 512, 1024, 4096, 16_000)
 _MAX_ELEMENTS = 20_000_000
 _BATCH = (2, 3, 1, 4)
 _RANKS = (2, 1, 3, 4, 0)

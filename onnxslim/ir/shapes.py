@@ -25,7 +25,7 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """All dimensions as ints, or None when the rank or any dimension is unknown."""
     if value is None or value.shape is None:
         return None
-    dims = [size for size in value.shape if isinstance(size, int)]
+    dims = [size for size in value.shape if isinstance(size, int) and size >= 0]
     return tuple(dims) if len(dims) == len(value.shape) else None
 
 
@@ -37,6 +37,8 @@ def rank(value: ir.Value | None) -> int | None:
 def dim(value: ir.Value | None, axis: int) -> int | str | None:
     """One dimension: an int, the name of a symbol, or None when unknown.
 
+    Some exporters write -1 where they mean "unknown"; it is understood that way.
+
     Args:
         value: the value asked about.
         axis: in ``[-rank, rank)``; anything else gives None.
@@ -44,7 +46,9 @@ def dim(value: ir.Value | None, axis: int) -> int | str | None:
     if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
         return None
     size = value.shape[axis]
-    return size if isinstance(size, int) else size.value
+    if isinstance(size, int):
+        return size if size >= 0 else None
+    return size.value
 
 
 def same_shape(first: ir.Value | None, second: ir.Value | None) -> bool:
@@ -72,11 +76,20 @@ def _body_inputs(model: ir.Model) -> Iterator[ir.Value]:
             yield from graph.inputs
 
 
+def _has_negative(shape: ir.Shape) -> bool:
+    return any(isinstance(size, int) and size < 0 for size in shape)
+
+
 def set_aside_declared(model: ir.Model) -> None:
     """Remembers the declared types of inner values and clears their shapes."""
     for value in _body_inputs(model):
         value.meta[_DECLARED] = (value.type, value.shape)
         value.shape = None
+    for value in model.graph.inputs:
+        if value.shape is not None and _has_negative(value.shape):
+            value.meta[_DECLARED] = (value.type, value.shape)
+            sizes = [dim(value, axis) for axis in range(len(value.shape))]
+            value.shape = ir.Shape(sizes)
     for value in _inner_values(model):
         value.meta[_DECLARED] = (value.type, value.shape)
         value.shape = None
@@ -87,7 +100,7 @@ def restore_declared(model: ir.Model) -> None:
 
     A value that had no declaration gets none, so that the file does not grow by what is inferred.
     """
-    for value in _body_inputs(model):
+    for value in (*_body_inputs(model), *model.graph.inputs):
         if _DECLARED in value.meta:
             value.type, value.shape = value.meta.pop(_DECLARED)
     for value in _inner_values(model):
@@ -133,6 +146,10 @@ def _stripped_proto(model: ir.Model) -> onnx.ModelProto:
     """The model without large tensors and without initializers that a caller may override."""
     with _large_tensors_hidden(model):
         proto = ir.to_proto(model)
+    for info in (*proto.graph.input, *proto.graph.output):
+        for size in info.type.tensor_type.shape.dim:
+            if size.dim_value < 0:
+                size.Clear()
     inputs = {value.name for value in model.graph.inputs}
     kept = [tensor for tensor in proto.graph.initializer if tensor.name not in inputs]
     if len(kept) < len(proto.graph.initializer):

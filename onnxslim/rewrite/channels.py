@@ -75,6 +75,8 @@ class Contraction:
         fold: adds constants (float64, one per output channel) to the node's bias; None when a
             nonzero constant channel cannot be folded here.
         no_fold: why not, for the report.
+        merge: where nothing can be folded, one constant channel may stand for all of them, since
+            the weight has no other reader.
     """
 
     node: ir.Node
@@ -83,6 +85,24 @@ class Contraction:
     outputs: Ids
     fold: Callable[[Edits, Array], None] | None
     no_fold: str = ""
+    merge: bool = False
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A grouped operator: all groups that stay have equally many inputs, and equally many outputs.
+
+    Attributes:
+        node: the grouped operator.
+        groups: how many groups the channels of either side are cut into, in order.
+        inputs: the channels that enter.
+        outputs: the channels that leave.
+    """
+
+    node: ir.Node
+    groups: int
+    inputs: Channels
+    outputs: Channels
 
 
 @dataclass
@@ -121,6 +141,7 @@ class Channelled:
     uses: dict[ir.Value, dict[tuple[ir.Node, int], frozenset[int]]] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
+    balances: list[Balance] = field(default_factory=list)
     sources: list[tuple[str, ir.Value]] = field(default_factory=list)
     fixes: list[tuple[Ids, Callable[[Edits], None]]] = field(default_factory=list)
 

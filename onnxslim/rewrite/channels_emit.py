@@ -28,6 +28,9 @@ def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> Non
     edits = Edits(need.kept, initializer)
     used = [value for value in state.graph.initializers.values() if value.uses()]
     folds = [(part, _folded(part, need)) for part in state.contractions if part.fold is not None]
+    for part in state.contractions:
+        if part.merge and part.fold is None:
+            _merge_constants(part, need)
     _cut_vectors(state, edits)
     for value, slots in state.slots.items():
         _cut_constant(value, slots, need)
@@ -69,6 +72,31 @@ def _folded(part: Contraction, need: Need) -> Array | None:
     return added if added.any() else None
 
 
+def _merge_constants(part: Contraction, need: Need) -> None:
+    """Gives the weights of removed constant channels to one that stays.
+
+    A constant k with weights w does the same as a constant j with weights k / j * w, also at the
+    borders, where both are missing at the same places.
+    """
+    known = part.inputs.known
+    if known is None:
+        return
+    constants = ~np.isnan(known) & (known != 0)
+    kept = need.kept(part.inputs.ids)
+    gone = np.flatnonzero(constants & ~kept)
+    gone = gone[part.weight.matrix()[need.kept(part.outputs)][:, gone].any(axis=0)]
+    value = part.node.inputs[1]
+    if not gone.size or value is None:
+        return
+    stands = int(np.where(constants & kept, np.abs(known), 0.0).argmax())
+    tensor = part.weight.tensor
+    content = np.array(tensor.numpy())
+    channels = np.moveaxis(content, 1 - part.weight.out_axis, 0)
+    added = np.tensordot(known[gone] / known[stands], channels[gone].astype(np.float64), axes=1)
+    channels[stands] = (channels[stands].astype(np.float64) + added).astype(content.dtype)
+    store(value, ir.tensor(content, dtype=tensor.dtype, name=value.name))
+
+
 def _cut_vectors(state: Channelled, edits: Edits) -> None:
     """Cuts small constants, in place where all their readers agree and as copies elsewhere."""
     cuts: dict[ir.Value, dict[tuple[ir.Node, int], tuple[int, bytes]]] = {}
@@ -98,7 +126,7 @@ def _cut_vector(
         return
     content = np.ascontiguousarray(np.compress(kept, tensor.numpy(), axis=axis))
     if in_place:
-        _store(value, ir.tensor(content, dtype=tensor.dtype, name=value.name))
+        store(value, ir.tensor(content, dtype=tensor.dtype, name=value.name))
         return
     copy = edits.initializer(content, f"{value.name}_cut")
     for node, index in places:
@@ -114,11 +142,11 @@ def _cut_constant(value: ir.Value, slots: dict[int, Ids], need: Need) -> None:
     for axis, kept in sorted(cuts.items()):
         content = np.compress(kept, content, axis=axis)
     new = ir.tensor(np.ascontiguousarray(content), dtype=tensor.dtype, name=value.name)
-    _store(value, new)
+    store(value, new)
 
 
-def _store(value: ir.Value, new: ir.TensorProtocol) -> None:
-    """Gives a constant another content."""
+def store(value: ir.Value, new: ir.TensorProtocol) -> None:
+    """Gives a constant, for all its readers, another content."""
     value.shape = ir.Shape(new.shape.numpy())
     producer = value.producer()
     if producer is None:

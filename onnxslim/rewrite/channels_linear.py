@@ -1,4 +1,4 @@
-"""Channel rules of the operators with weights: Conv, ConvTranspose, Gemm, MatMul, normalisation."""
+"""Channel rules of the operators with weights: Conv, ConvTranspose, Gemm and MatMul."""
 
 from __future__ import annotations
 
@@ -25,110 +25,85 @@ from onnxslim.rewrite.channels import (
 from onnxslim.rewrite.channels_weight import Weight
 
 
-def conv(state: Channelled, node: ir.Node) -> None:
+def plain_conv(state: Channelled, node: ir.Node) -> None:
     """Conv: with one group a contraction of axis 1, depthwise a scaling of axis 1."""
-    shape = _weight_shape(node, 1)
+    shape = weight_shape(node, 1)
     group = node.attributes.get_int("group", 1)
     if group != 1:
         _depthwise(state, node, shape, group)
         return
-    weight = Weight(_tensor(node, 1), out_axis=0)
-    bias = _bias_known(node, shape[0])
-    padded = _is_padded(node)
+    weight = Weight(tensor_of(node, 1), out_axis=0)
+    bias = bias_known(node, shape[0])
+    padded = is_padded(node)
     inputs = state.on_axis(node.inputs[0], 1, shape[1])
     outputs = state.fresh(shape[0])
-    known = _sum_known(weight, inputs, bias, exact=padded)
+    known = sum_known(weight, inputs, bias, exact=padded)
     state.track(node.outputs[0], 1, outputs, known, weight.tensor.dtype)
     state.record(node, 1, {0: outputs, 1: inputs.ids})
-    if _input(node, 2) is not None:
+    if optional_input(node, 2) is not None:
         state.record(node, 2, {0: outputs})
-    fold = None if padded else _fold_into_input(node, 2)
-    _add(state, Contraction(node, weight, inputs, outputs, fold, "enters a padded Conv"))
+    fold = None if padded else fold_into_input(node, 2)
+    part = Contraction(node, weight, inputs, outputs, fold, "enters a padded Conv", _owned(node))
+    add_contraction(state, part)
 
 
 def conv_transpose(state: Channelled, node: ir.Node) -> None:
     """ConvTranspose with one group: its weight is in by out. Only zero channels may be left out."""
-    shape = _weight_shape(node, 1)
+    shape = weight_shape(node, 1)
     if node.attributes.get_int("group", 1) != 1:
         raise Barrier("grouped ConvTranspose is not pruned")
-    weight = Weight(_tensor(node, 1), out_axis=1)
-    bias = _bias_known(node, shape[1])
+    weight = Weight(tensor_of(node, 1), out_axis=1)
+    bias = bias_known(node, shape[1])
     inputs = state.on_axis(node.inputs[0], 1, shape[0])
     outputs = state.fresh(shape[1])
-    known = _sum_known(weight, inputs, bias, exact=True)
+    known = sum_known(weight, inputs, bias, exact=True)
     state.track(node.outputs[0], 1, outputs, known, weight.tensor.dtype)
     state.record(node, 1, {0: inputs.ids, 1: outputs})
-    if _input(node, 2) is not None:
+    if optional_input(node, 2) is not None:
         state.record(node, 2, {0: outputs})
-    _add(state, Contraction(node, weight, inputs, outputs, None, "enters a ConvTranspose"))
+    part = Contraction(node, weight, inputs, outputs, None, "enters a ConvTranspose", _owned(node))
+    add_contraction(state, part)
 
 
 def matmul(state: Channelled, node: ir.Node) -> None:
     """MatMul with a constant matrix on the right: a contraction of the last axis."""
-    shape = _weight_shape(node, 1)
+    shape = weight_shape(node, 1)
     axes = rank(node.inputs[0])
     if len(shape) != 2 or axes is None or axes < 2:
         raise Barrier("only a product with a constant matrix on the right is pruned")
-    weight = Weight(_tensor(node, 1), out_axis=1)
+    weight = Weight(tensor_of(node, 1), out_axis=1)
     inputs = state.on_axis(node.inputs[0], axes - 1, shape[0])
     outputs = state.fresh(shape[1])
-    known = _sum_known(weight, inputs, np.zeros(shape[1]), exact=False)
+    known = sum_known(weight, inputs, np.zeros(shape[1]), exact=False)
     state.track(node.outputs[0], axes - 1, outputs, known, weight.tensor.dtype)
     state.record(node, 1, {0: inputs.ids, 1: outputs})
     reason = "enters a MatMul that no Add of a constant follows"
-    _add(state, Contraction(node, weight, inputs, outputs, _fold_into_add(node), reason))
+    fold = _fold_into_add(node)
+    add_contraction(state, Contraction(node, weight, inputs, outputs, fold, reason, _owned(node)))
 
 
 def gemm(state: Channelled, node: ir.Node) -> None:
     """Gemm with constant B: a contraction of axis 1 of A."""
-    shape = _weight_shape(node, 1)
+    shape = weight_shape(node, 1)
     if len(shape) != 2 or node.attributes.get_int("transA", 0) != 0:
         raise Barrier("Gemm with transA is not pruned")
     out_axis = 0 if node.attributes.get_int("transB", 0) else 1
-    weight = Weight(_tensor(node, 1), out_axis)
+    weight = Weight(tensor_of(node, 1), out_axis)
     alpha = node.attributes.get_float("alpha", 1.0)
     beta = node.attributes.get_float("beta", 1.0)
     bias_axis = _gemm_bias_axis(node, weight.outputs)
     bias = _gemm_bias_known(node, bias_axis, weight.outputs) * beta
     inputs = state.on_axis(node.inputs[0], 1, weight.inputs)
     outputs = state.fresh(weight.outputs)
-    known = _sum_known(weight, inputs, bias, exact=False, scale=alpha)
+    known = sum_known(weight, inputs, bias, exact=False, scale=alpha)
     state.track(node.outputs[0], 1, outputs, known, weight.tensor.dtype)
     state.record(node, 1, {out_axis: outputs, 1 - out_axis: inputs.ids})
     if bias_axis is not None:
         state.record(node, 2, {bias_axis: outputs})
-    simple = _input(node, 2) is None or beta == 1.0
-    fold = _fold_into_input(node, 2, scale=alpha) if simple else None
-    _add(state, Contraction(node, weight, inputs, outputs, fold, "enters a Gemm with beta"))
-
-
-def batch_norm(state: Channelled, node: ir.Node) -> None:
-    """BatchNormalization in inference: an affine map of each channel."""
-    if node.attributes.get_int("training_mode", 0) or not node.attributes.get_int("spatial", 1):
-        raise Barrier("BatchNormalization in training is not pruned")
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-        raise Barrier("BatchNormalization with statistics as outputs is not pruned")
-    channels = _channel_input(state, node, [1, 2, 3, 4])
-    scale, shift, mean, variance = (
-        state.constant(node, index, 0, channels.ids) for index in (1, 2, 3, 4)
-    )
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    with np.errstate(all="ignore"):
-        factor = scale / np.sqrt(variance + epsilon)
-        known = (channels.filled() - mean) * factor + shift
-        # 0 times any finite input is 0, provided that the rest is finite too
-        constant = np.where((factor == 0) & np.isfinite(mean), shift, known)
-    state.track(node.outputs[0], 1, channels.ids, constant, channels.dtype)
-
-
-def instance_norm(state: Channelled, node: ir.Node) -> None:
-    """InstanceNormalization: each channel on its own; a zero channel leaves as its shift."""
-    channels = _channel_input(state, node, [1, 2])
-    scale = state.constant(node, 1, 0, channels.ids)
-    shift = state.constant(node, 2, 0, channels.ids)
-    constant = (scale == 0) | (channels.filled() == 0)
-    known = np.where(constant, shift, np.nan)
-    state.track(node.outputs[0], 1, channels.ids, known, channels.dtype)
+    simple = optional_input(node, 2) is None or beta == 1.0
+    fold = fold_into_input(node, 2, scale=alpha) if simple else None
+    part = Contraction(node, weight, inputs, outputs, fold, "enters a Gemm with beta", _owned(node))
+    add_contraction(state, part)
 
 
 def _depthwise(state: Channelled, node: ir.Node, shape: tuple[int, ...], group: int) -> None:
@@ -140,17 +115,17 @@ def _depthwise(state: Channelled, node: ir.Node, shape: tuple[int, ...], group: 
     if multiplier > 1:
         outputs = state.fresh(shape[0])
         state.unite(outputs, np.repeat(inputs.ids, multiplier))
-    bias = _bias_known(node, shape[0])
+    bias = bias_known(node, shape[0])
     entering = np.repeat(inputs.filled(), multiplier)
-    weights = _tensor(node, 1).numpy().reshape(shape[0], -1)
-    if _is_padded(node):
+    weights = tensor_of(node, 1).numpy().reshape(shape[0], -1)
+    if is_padded(node):
         entering = np.where(entering == 0, 0.0, np.nan)
     with np.errstate(all="ignore"):
         known = bias + entering * weights.astype(np.float64).sum(axis=1)
     known = np.where((weights == 0).all(axis=1), bias, known)
-    state.track(node.outputs[0], 1, outputs, known, _tensor(node, 1).dtype)
+    state.track(node.outputs[0], 1, outputs, known, tensor_of(node, 1).dtype)
     state.record(node, 1, {0: outputs})
-    if _input(node, 2) is not None:
+    if optional_input(node, 2) is not None:
         state.record(node, 2, {0: outputs})
     state.fixes.append((inputs.ids, _set_group(node, inputs)))
 
@@ -162,14 +137,21 @@ def _set_group(node: ir.Node, inputs: Channels) -> Callable[[Edits], None]:
     return fix
 
 
-def _add(state: Channelled, contraction: Contraction) -> None:
+def _owned(node: ir.Node) -> bool:
+    """Is the node the only reader of its weight?"""
+    value = node.inputs[1]
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def add_contraction(state: Channelled, contraction: Contraction) -> None:
+    """Adds a matrix operator, named in reports by its second input."""
     state.contractions.append(contraction)
     site = contraction.node.inputs[1]
     assert site is not None
     state.sources.append((site.name or "", contraction.node.outputs[0]))
 
 
-def _sum_known(
+def sum_known(
     weight: Weight, inputs: Channels, bias: Known, *, exact: bool, scale: float = 1.0
 ) -> Known:
     """The constant of each output channel: its bias, plus what constant inputs add to it.
@@ -191,15 +173,15 @@ def _sum_known(
     return np.where(varies, np.nan, bias + added)
 
 
-def _fold_into_input(
+def fold_into_input(
     node: ir.Node, index: int, scale: float = 1.0
 ) -> Callable[[Edits, Array], None]:
     """Adds to the bias of a Conv or Gemm, which need not be there yet."""
 
     def fold(edits: Edits, added: Array) -> None:
-        weight = _tensor(node, 1)
-        old = _input(node, index)
-        held = 0.0 if old is None else _tensor(node, index).numpy().astype(np.float64)
+        weight = tensor_of(node, 1)
+        old = optional_input(node, index)
+        held = 0.0 if old is None else tensor_of(node, index).numpy().astype(np.float64)
         content = np.asarray(held + added * scale).astype(weight.dtype.numpy())
         weight_value = node.inputs[1]
         base = old if old is not None else weight_value
@@ -230,43 +212,45 @@ def _fold_into_add(node: ir.Node) -> Callable[[Edits, Array], None] | None:
     def fold(edits: Edits, added: Array) -> None:
         old = adder.inputs[index]
         assert old is not None
-        held = _tensor(adder, index)
+        held = tensor_of(adder, index)
         content = (held.numpy().astype(np.float64) + added).astype(held.dtype.numpy())
         adder.replace_input_with(index, edits.initializer(content, f"{old.name}_folded"))
 
     return fold
 
 
-def _channel_input(state: Channelled, node: ir.Node, parameters: list[int]) -> Channels:
-    """Axis 1 of the first input, tied to the constant vectors of these inputs."""
-    shapes = {constant_shape(_input(node, index)) for index in parameters}
-    shape = shapes.pop()
-    if shapes or shape is None or len(shape) != 1:
-        raise Barrier("its parameters are not constant vectors")
-    return state.on_axis(node.inputs[0], 1, shape[0])
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
+def optional_input(node: ir.Node, index: int) -> ir.Value | None:
+    """An input that a node may leave out."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _tensor(node: ir.Node, index: int) -> ir.TensorProtocol:
-    tensor = constant_tensor(_input(node, index))
+def tensor_of(node: ir.Node, index: int) -> ir.TensorProtocol:
+    """A constant input.
+
+    Raises:
+        Barrier: it is not constant.
+    """
+    tensor = constant_tensor(optional_input(node, index))
     if tensor is None:
-        raise Barrier(f"{label(_input(node, index))} is not constant")
+        raise Barrier(f"{label(optional_input(node, index))} is not constant")
     return tensor
 
 
-def _weight_shape(node: ir.Node, index: int) -> tuple[int, ...]:
-    shape = tuple(_tensor(node, index).shape.numpy())
+def weight_shape(node: ir.Node, index: int) -> tuple[int, ...]:
+    """The shape of a constant of rank 2 or more.
+
+    Raises:
+        Barrier: the input is no such constant.
+    """
+    shape = tuple(tensor_of(node, index).shape.numpy())
     if len(shape) < 2 or 0 in shape:
-        raise Barrier(f"{label(_input(node, index))} is not a matrix")
+        raise Barrier(f"{label(optional_input(node, index))} is not a matrix")
     return shape
 
 
-def _bias_known(node: ir.Node, size: int) -> Known:
+def bias_known(node: ir.Node, size: int) -> Known:
     """The bias of a Conv per output channel; zeros when there is none."""
-    value = _input(node, 2)
+    value = optional_input(node, 2)
     if value is None:
         return np.zeros(size)
     if constant_shape(value) != (size,):
@@ -277,7 +261,7 @@ def _bias_known(node: ir.Node, size: int) -> Known:
 
 def _gemm_bias_axis(node: ir.Node, size: int) -> int | None:
     """The axis of C that runs over output channels; None when C is missing or one number."""
-    value = _input(node, 2)
+    value = optional_input(node, 2)
     shape = (1,) if value is None else constant_shape(value)
     if shape is None:
         raise Barrier(f"{label(value)} is not a constant bias")
@@ -289,7 +273,7 @@ def _gemm_bias_axis(node: ir.Node, size: int) -> int | None:
 
 
 def _gemm_bias_known(node: ir.Node, axis: int | None, size: int) -> Known:
-    value = _input(node, 2)
+    value = optional_input(node, 2)
     if value is None:
         return np.zeros(size)
     if axis is None:
@@ -299,7 +283,8 @@ def _gemm_bias_known(node: ir.Node, axis: int | None, size: int) -> Known:
     return np.full(size, np.nan) if known is None else known
 
 
-def _is_padded(node: ir.Node) -> bool:
+def is_padded(node: ir.Node) -> bool:
+    """May a Conv see zeros beyond the border?"""
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return True
     return any(node.attributes.get_ints("pads", ()))

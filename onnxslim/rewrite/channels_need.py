@@ -7,9 +7,21 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.rewrite.channels import Channelled, Contraction, Ids, Known, label, node_label
+from onnxslim.rewrite.channels import (
+    Balance,
+    Channelled,
+    Channels,
+    Contraction,
+    Ids,
+    Known,
+    label,
+    node_label,
+)
 
 Mask = npt.NDArray[np.bool_]
+
+# The weights that one constant gets for a larger one are at most this much larger.
+_MERGE_RATIO = 4.0
 
 
 class Need:
@@ -17,6 +29,7 @@ class Need:
 
     An input channel of a matrix operator is needed when its weights for a needed output are not
     all zero, unless the channel is zero itself or a constant that the operator's bias can take up.
+    Where no bias can, one constant channel is needed, which stands for all the others.
     An axis on which nothing is needed keeps one coordinate, for no axis may become empty.
 
     Args:
@@ -77,8 +90,24 @@ class Need:
                 self._spread()
 
     def _spread(self) -> None:
-        while self._spread_once():
+        while self._spread_once() or self._balance_once():
             pass
+
+    def _balance_once(self) -> bool:
+        return any(self._balance(part) for part in self.state.balances)
+
+    def _balance(self, part: Balance) -> bool:
+        """Fills up the groups that have fewer channels than another one; True for any."""
+        sides = (part.inputs, part.outputs)
+        kept = [self.kept(side.ids).reshape(part.groups, -1) for side in sides]
+        stays = kept[0].any(axis=1) | kept[1].any(axis=1)
+        reason = f"{node_label(part.node)} needs equally many channels in every group"
+        for side, mask in zip(sides, kept, strict=True):
+            counts = mask.sum(axis=1)
+            missing = np.where(stays, max(1, int(counts.max())) - counts, 0)
+            if missing.any():
+                return self._mark(_cheapest(side, mask, missing), reason)
+        return False
 
     def _spread_once(self) -> bool:
         changed = False
@@ -89,9 +118,30 @@ class Need:
             if count == self._seen[index]:
                 continue
             self._seen[index] = count
-            reads = _reads(contraction, live)
+            reads = self._reads(contraction, live)
             changed |= self._mark(contraction.inputs.ids[reads], contraction)
         return changed
+
+    def _reads(self, contraction: Contraction, live: Mask) -> Mask:
+        """The input channels that a matrix operator needs for these output channels."""
+        reads: Mask = _weighted(contraction, live)
+        known = contraction.inputs.known
+        if known is None:
+            return reads
+        reads = np.logical_and(reads, known != 0)
+        constants: Mask = np.logical_and(~np.isnan(known), known != 0)
+        if contraction.fold is not None:
+            return np.asarray(reads & ~constants, dtype=np.bool_)
+        if not contraction.merge or not (reads & constants).any():
+            return reads
+        sizes = np.where(constants, np.abs(known), 0.0)
+        largest = sizes[reads & constants].max()
+        # A small constant cannot stand for large ones: its weights would become too large.
+        stands = self.kept(contraction.inputs.ids) & (sizes * _MERGE_RATIO >= largest)
+        reads &= ~constants
+        if not stands.any():
+            reads[int(sizes.argmax())] = True
+        return reads
 
     def _read_reason(self, reader: Contraction, root: int) -> str:
         where = np.flatnonzero(self.roots[reader.inputs.ids] == root)
@@ -116,15 +166,26 @@ class Need:
         return self._varying
 
 
-def _reads(contraction: Contraction, live: Mask) -> Mask:
-    """The input channels that a matrix operator needs for these output channels."""
+def _weighted(contraction: Contraction, live: Mask) -> Mask:
+    """The input channels with a weight for these output channels."""
     weight = contraction.weight
-    reads = weight.in_any() if live.all() else _any(weight.matrix()[live])
-    known = contraction.inputs.known
-    if known is None:
-        return reads
-    free = np.equal(known, 0.0) if contraction.fold is None else ~np.isnan(known)
-    return reads & ~free
+    return weight.in_any() if live.all() else _any(weight.matrix()[live])
+
+
+def _cheapest(side: Channels, kept: Mask, missing: Ids) -> Ids:
+    """Atoms for ``missing[g]`` more coordinates of each group, zeros first: they read nothing.
+
+    Args:
+        side: the channels, group after group.
+        kept: ``(groups, size)``, the coordinates that stay so far.
+        missing: how many more are wanted, per group.
+    """
+    known = side.filled().reshape(kept.shape)
+    cost = np.where(known == 0, 0, np.where(np.isnan(known), 2, 1)) + 3 * kept
+    order = np.argsort(cost, axis=1, kind="stable")
+    ids = np.take_along_axis(side.ids.reshape(kept.shape), order, axis=1)
+    wanted = np.arange(kept.shape[1]) < missing[:, np.newaxis]
+    return np.asarray(ids[wanted], dtype=np.int64)
 
 
 def _any(rows: Mask) -> Mask:

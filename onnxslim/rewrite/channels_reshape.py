@@ -23,21 +23,21 @@ def flatten(state: Channelled, node: ir.Node) -> None:
     _join(state, node, channels, range(first, last), axis)
 
 
-def reshape(state: Channelled, node: ir.Node) -> None:
+def plain_reshape(state: Channelled, node: ir.Node) -> None:
     """Reshape that leaves the tracked axis alone, joins it with others, or splits off its tail."""
     channels, count = tracked_input(state, node)
     source_dims = [dim(node.inputs[0], axis) for axis in range(count)]
     literals = _shape_literals(node)
-    target_dims = _target_dims(node, literals, source_dims)
-    before, after = _unmatched(source_dims, target_dims)
+    target = target_dims(node, source_dims)
+    before, after = unmatched(source_dims, target)
     axis = after[0]
     if channels.axis < before[0] or channels.axis >= before[1]:
-        axis = channels.axis + (0 if channels.axis < before[0] else len(target_dims) - count)
+        axis = channels.axis + (0 if channels.axis < before[0] else len(target) - count)
         state.track(node.outputs[0], axis, channels.ids, channels.known)
     elif after[1] - after[0] == 1:
         _join(state, node, channels, range(*before), axis)
     elif before[1] - before[0] == 1 and after[1] > after[0]:
-        _split_axis(state, node, channels, target_dims[slice(*after)], axis)
+        _split_axis(state, node, channels, target[slice(*after)], axis)
     else:
         raise Barrier("it mixes the channels with other axes")
     for copied, literal in enumerate(literals or []):
@@ -65,10 +65,13 @@ def _shape_literals(node: ir.Node) -> list[int | None] | None:
     return literals
 
 
-def _target_dims(
-    node: ir.Node, literals: list[int | None] | None, source: Sequence[int | str | None]
-) -> list[int | str | None]:
-    """The dimensions of the result: inferred, or spelled in the target shape."""
+def target_dims(node: ir.Node, source: Sequence[int | str | None]) -> list[int | str | None]:
+    """The dimensions of the result of a Reshape: inferred, or spelled in the target shape.
+
+    Raises:
+        Barrier: not even their number is known.
+    """
+    literals = _shape_literals(node)
     count = rank(node.outputs[0])
     if count is None and literals is None:
         raise Barrier("its target shape is unknown")
@@ -82,7 +85,7 @@ def _target_dims(
     return dims
 
 
-def _unmatched(
+def unmatched(
     source: list[int | str | None], target: list[int | str | None]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """The ranges of axes that differ once equal leading and trailing axes are taken off.

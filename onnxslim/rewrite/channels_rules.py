@@ -9,9 +9,13 @@ import onnx_ir as ir
 from onnxslim.ir.constants import is_constant
 from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.rewrite import channels_elementwise as elementwise
+from onnxslim.rewrite import channels_grouped as grouped
 from onnxslim.rewrite import channels_layout as layout
 from onnxslim.rewrite import channels_linear as linear
+from onnxslim.rewrite import channels_norm as norm
+from onnxslim.rewrite import channels_recurrent as recurrent
 from onnxslim.rewrite import channels_reshape as reshaping
+from onnxslim.rewrite import channels_shuffle as shuffling
 from onnxslim.rewrite.channels import Barrier, Channelled, Evaluate, label
 
 # Before opset 7 broadcasting was spelled out in attributes.
@@ -21,10 +25,10 @@ Rule = Callable[[Channelled, ir.Node], None]
 
 RULES: dict[str, Rule] = {
     "AveragePool": elementwise.average_pool,
-    "BatchNormalization": linear.batch_norm,
+    "BatchNormalization": norm.batch_norm,
     "Cast": elementwise.cast,
     "Concat": layout.concat,
-    "Conv": linear.conv,
+    "Conv": grouped.conv,
     "ConvTranspose": linear.conv_transpose,
     "Dropout": elementwise.passing,
     "Flatten": reshaping.flatten,
@@ -33,12 +37,12 @@ RULES: dict[str, Rule] = {
     "GlobalAveragePool": elementwise.global_pool,
     "GlobalMaxPool": elementwise.global_pool,
     "Identity": elementwise.passing,
-    "InstanceNormalization": linear.instance_norm,
+    "InstanceNormalization": norm.instance_norm,
     "LogSoftmax": elementwise.softmax,
     "MatMul": linear.matmul,
     "MaxPool": elementwise.max_pool,
     "Pad": layout.pad,
-    "Reshape": reshaping.reshape,
+    "Reshape": shuffling.reshape,
     "Resize": layout.resize,
     "Shape": reshaping.shape_of,
     "Slice": layout.slice_,
@@ -48,6 +52,7 @@ RULES: dict[str, Rule] = {
     "Transpose": layout.transpose,
     "Unsqueeze": layout.unsqueeze,
     "Upsample": layout.resize,
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), recurrent.recurrent),
     **dict.fromkeys(elementwise.BROADCASTING, elementwise.broadcasting),
     **dict.fromkeys(elementwise.CONTINUOUS, elementwise.unary),
     **dict.fromkeys(elementwise.JUMPING, elementwise.unary),

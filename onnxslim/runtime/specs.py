@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxslim.ir.shapes import dim
+
 Array = npt.NDArray[Any]
 Feed = dict[str, Any]
 """Inputs by name: an array, a list of arrays for a sequence, None for an empty optional."""
@@ -74,7 +76,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
 def _spec_of(value: ir.Value) -> InputSpec:
     shape: tuple[Dim, ...] | None = None
     if value.shape is not None:
-        shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        shape = tuple(dim(value, axis) for axis in range(len(value.shape)))
     kind: Kind = "other"
     match value.type:
         case ir.TensorType():

@@ -19,15 +19,24 @@ Holds only if:
    bias can take up (no padding), or all its weights for outputs that are themselves needed are
    zero.
 2. The channel enters no graph output, no subgraph, and no operator without a rule; operators that
-   mix channels (Softmax, normalisation over channels, grouped Conv) have none.
+   mix channels (Softmax, normalisation over channels) have none.
 3. Tensors that join (Add, Mul, Concat along another axis) lose the same channels.
 4. Every reader of a weight can follow the cut; weights that a caller can override are no constants.
 5. One channel at least stays on every axis.
+6. A grouped Conv keeps equally many inputs and equally many outputs in each group that stays; which
+   ones may differ. A group goes when none of its inputs and outputs is needed.
+
+Hidden units of LSTM, GRU and RNN are channels too, which needed units may need; those of the two
+directions of one operator go together.
+
+Where no bias can take up constants (a padded Conv), one of them stays and stands for all the others
+that enter the same operator. A channel shuffle of which channels went becomes a Gather.
 
 Where every channel of an operand of Add, Sub, Mul, Div, Max or Min is constant, the vector of these
 constants takes its place, if the other operand has the shape of the result by itself.
 
-Formula: a constant channel k folds as ``b[o] + k * sum(w[o, c])``, in float64.
+Formula: a constant channel k folds as ``b[o] + k * sum(w[o, c])``; a channel j that stands for it
+gets ``w[o, j] + k[c] / k[j] * w[o, c]``; both in float64.
 
 Exactness: the same function of finite inputs; sums are formed in another order.
 

@@ -234,3 +234,18 @@ def test_declared_shapes_of_loop_bodies_are_not_trusted() -> None:
     assert carried.shape is None
     shapes.restore_declared(model)
     assert shapes.static_shape(carried) == (1,)
+
+
+def test_minus_one_means_unknown() -> None:
+    model = parse("g (float[4] x) => (float[4] y) { h = Relu (x) y = Neg (h) }")
+    declared = ir.Shape([-1])
+    model.graph.inputs[0].shape = declared
+    model.graph.outputs[0].shape = declared
+    assert shapes.static_shape(model.graph.inputs[0]) is None
+    assert shapes.dim(model.graph.inputs[0], 0) is None
+    shapes.set_aside_declared(model)
+    shapes.infer(model)
+    assert shapes.static_shape(value(model, "h")) is None
+    assert shapes.rank(value(model, "h")) == 1
+    shapes.restore_declared(model)
+    assert model.graph.inputs[0].shape is declared

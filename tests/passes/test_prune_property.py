@@ -34,7 +34,7 @@ class Builder:
             *[self.join] * 3,
             *(self.depthwise, self.concat, self.pool_step, self.vector, self.pad, self.gate),
             *(self.nhwc, self.split, self.transposed, self.softmax, self.scale_up, self.reshaped),
-            *(self.sliced, self.gathered),
+            *(self.sliced, self.gathered, self.grouped, self.grouped, self.shuffled),
         ]
 
     def pick(self, items):
@@ -74,6 +74,30 @@ class Builder:
         zero = self.some(out)
         y = self.net.conv(x, out, self.name(), group=count, zero=zero) if count > 1 else x
         return self.grown(y, x)
+
+    def grouped(self) -> str:
+        x = self.value()
+        count = self.net.channels[x]
+        groups = self.pick([part for part in (2, 3, 4) if count % part == 0] or [1])
+        out = groups * self.pick((1, 2, 4))
+        pad, name = self.pick((0, 1)) if self.height[x] > 4 else 1, self.name()
+        unread, zero = self.some(count // groups), self.some(out)
+        y = self.net.conv(x, out, name, pad=pad, group=groups, zero=zero, unread=unread)
+        weight = self.net.weights[f"{name}.w"]
+        weight[self.rng.random(weight.shape[:2]) < self.pick((0, 0.3, 0.7))] = 0
+        if self.rng.random() < 0.3:
+            self.net.weights[f"{name}.b"][zero] = 0.5
+        return self.grown(y, x, self.height[x] + 2 * pad - 2)
+
+    def shuffled(self) -> str:
+        x = self.value()
+        count, size = self.net.channels[x], self.height[x]
+        rows = self.pick([part for part in (2, 3, 4) if count % part == 0] or [1])
+        split = self.net.weight(self.name(), np.array([-1, rows, count // rows, size, size]))
+        joined = self.net.weight(self.name(), np.array([-1, count, size, size]))
+        y = self.net.op("Reshape", [x, split])
+        y = self.net.op("Transpose", [y], perm=[0, 2, 1, 3, 4])
+        return self.grown(self.net.op("Reshape", [y, joined]), x)
 
     def transposed(self) -> str:
         x = self.value()
