@@ -88,7 +88,7 @@ def main() -> None:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted; nothing was written", 130)
-    except (MemoryError, RecursionError, OSError) as error:
+    except Exception as error:  # the boundary: whatever it is, the user gets one line
         if debug:
             raise
-        fail(f"{type(error).__name__}: {error}", 1)
+        fail(f"{type(error).__name__}: {error}; --debug shows where, please report it", 1)

@@ -147,3 +147,15 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = onnxslim("none.onnx", "out.onnx", "--debug", cwd=tmp_path)
     assert result.returncode == 1
     assert b"Traceback" in result.stderr
+
+
+def test_an_unforeseen_error_is_one_line_too(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.argv = ['onnxslim', 'inspect', 'in.onnx']\n"
+        "import onnxslim.api, onnxslim.cli.app as app\n"
+        "def broken(source): raise ZeroDivisionError('on purpose')\n"
+        "onnxslim.api.inspect = broken\n"
+        "app.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
+    assert_one_line(result, 1, "ZeroDivisionError: on purpose")
