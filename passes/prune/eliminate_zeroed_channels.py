@@ -55,11 +55,11 @@ import onnx_ir as ir
 from onnxslim.errors import RuntimeRefusedError
 from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
-from onnxslim.rewrite.channels import Array, Channelled, Channels, Evaluate, Ids
-from onnxslim.rewrite.channels_constant import constant_operands, replace
-from onnxslim.rewrite.channels_emit import emit
-from onnxslim.rewrite.channels_need import Need
-from onnxslim.rewrite.channels_rules import MINIMUM_OPSET, walk
+from onnxslim.rewrite.channels.atoms import Array, Channelled, Channels, Evaluate, Ids
+from onnxslim.rewrite.channels.constant import constant_operands, replace
+from onnxslim.rewrite.channels.emit import emit
+from onnxslim.rewrite.channels.need import Need
+from onnxslim.rewrite.channels.rules import MINIMUM_OPSET, walk
 
 
 @dataclass(frozen=True)

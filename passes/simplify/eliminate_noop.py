@@ -11,9 +11,9 @@ After (x has two axes)::
 
     y = Relu (x)
 
-The rules are in `rewrite.noop_arithmetic` (Add, Sub, Mul, Div, Pow, logic, Cast, Clip, Where,
+The rules are in `rewrite.noops.arithmetic` (Add, Sub, Mul, Div, Pow, logic, Cast, Clip, Where,
 Dropout, reductions, operations on one operand, double negations,
- Relu of Relu, Floor of Ceil and the like) and `rewrite.noop_shapes` (Concat,
+ Relu of Relu, Floor of Ceil and the like) and `rewrite.noops.shapes` (Concat,
 Expand, Flatten, Pad, Reshape, Resize, Slice, Split, Squeeze, Tile, Transpose and others). Of a
 Concat, inputs that are empty along its axis are left out.
 
@@ -45,11 +45,11 @@ import onnx_ir as ir
 from onnxslim.ir.edit import bypass
 from onnxslim.ir.schema import ONNX_DOMAINS, is_op
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
-from onnxslim.rewrite import noop_arithmetic, noop_shapes
-from onnxslim.rewrite.noop_rules import Facts
+from onnxslim.rewrite.noops import arithmetic, shapes
+from onnxslim.rewrite.noops.rules import Facts
 from onnxslim.rewrite.scopes import Scopes
 
-_RULES = {**noop_arithmetic.RULES, **noop_shapes.RULES}
+_RULES = {**arithmetic.RULES, **shapes.RULES}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class EliminateNoop(Pass):
 
     def _shorten(self, node: ir.Node, scopes: Scopes, context: Context) -> int:
         """Leaves out empty inputs of a Concat, or the whole Concat."""
-        filled = noop_shapes.filled_inputs(node)
+        filled = shapes.filled_inputs(node)
         if filled is None:
             return 0
         site = node.outputs[0].name or ""

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxslim.rewrite import channels_weight
-from onnxslim.rewrite.channels_weight import Weight
+from onnxslim.rewrite.channels import weight as weight_module
+from onnxslim.rewrite.channels.weight import Weight
 
 
 class Stored(ir.Tensor):
@@ -39,7 +39,7 @@ def sparse(rng: np.random.Generator, shape: tuple[int, ...], dtype: type) -> np.
 def test_pattern(monkeypatch, shape, dtype, out_axis):
     rng = np.random.default_rng(sum(shape))
     for chunk in (1, 100, 1 << 20):
-        monkeypatch.setattr(channels_weight, "_CHUNK_BYTES", chunk)
+        monkeypatch.setattr(weight_module, "_CHUNK_BYTES", chunk)
         content = sparse(rng, shape, dtype)
         weight = Weight(Stored(content), out_axis)
         matrix = (content != 0).reshape(*shape[:2], -1).any(axis=2)
@@ -51,7 +51,7 @@ def test_pattern(monkeypatch, shape, dtype, out_axis):
 
 
 def test_a_dense_weight_is_read_once_and_never_as_a_whole(monkeypatch):
-    monkeypatch.setattr(channels_weight, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(weight_module, "_CHUNK_BYTES", 4096)
     tensor = Stored(np.ones((300, 40), dtype=np.float32))
     weight = Weight(tensor, 1)
     for _ in range(3):

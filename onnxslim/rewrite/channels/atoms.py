@@ -10,7 +10,7 @@ coordinate for every input, or NaN when nothing is known. NaN goes through arith
 
 What no rule understands is a barrier: the atoms that enter it are pinned, for a reason that the
 report can show. An atom is needed when it is pinned, or when a matrix operator reads it for a
-needed output; whatever is not needed can go (`channels_need`).
+needed output; whatever is not needed can go (`channels.need`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import SMALL_BYTES, constant_tensor
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels_weight import Weight
+from onnxslim.rewrite.channels.weight import Weight
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]

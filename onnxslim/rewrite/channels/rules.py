@@ -8,15 +8,10 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import is_constant
 from onnxslim.ir.schema import ONNX_DOMAINS
-from onnxslim.rewrite import channels_elementwise as elementwise
-from onnxslim.rewrite import channels_grouped as grouped
-from onnxslim.rewrite import channels_layout as layout
-from onnxslim.rewrite import channels_linear as linear
-from onnxslim.rewrite import channels_norm as norm
-from onnxslim.rewrite import channels_recurrent as recurrent
-from onnxslim.rewrite import channels_reshape as reshaping
-from onnxslim.rewrite import channels_shuffle as shuffling
-from onnxslim.rewrite.channels import Barrier, Channelled, Evaluate, label
+from onnxslim.rewrite.channels import elementwise, grouped, layout, linear, norm, recurrent
+from onnxslim.rewrite.channels import reshape as reshaping
+from onnxslim.rewrite.channels import shuffle as shuffling
+from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Evaluate, label
 
 # Before opset 7 broadcasting was spelled out in attributes.
 MINIMUM_OPSET = 7

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxslim.ir.constants import array, int_list, is_constant, scalar
 from onnxslim.ir.determinism import is_deterministic
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels import (
+from onnxslim.rewrite.channels.atoms import (
     Array,
     Barrier,
     Channelled,

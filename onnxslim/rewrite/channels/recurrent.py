@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim.ir.constants import is_constant
-from onnxslim.rewrite.channels import (
+from onnxslim.rewrite.channels.atoms import (
     Array,
     Barrier,
     Channelled,
@@ -26,9 +26,9 @@ from onnxslim.rewrite.channels import (
     constant_shape,
     label,
 )
-from onnxslim.rewrite.channels_emit import store
-from onnxslim.rewrite.channels_linear import add_contraction, optional_input, tensor_of
-from onnxslim.rewrite.channels_weight import Mask, Weight
+from onnxslim.rewrite.channels.emit import store
+from onnxslim.rewrite.channels.linear import add_contraction, optional_input, tensor_of
+from onnxslim.rewrite.channels.weight import Mask, Weight
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.rewrite.channels import (
+from onnxslim.rewrite.channels.atoms import (
     Balance,
     Channelled,
     Channels,

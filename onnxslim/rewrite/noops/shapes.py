@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from onnxslim.ir.constants import array, int_list
-from onnxslim.rewrite.noop_rules import Facts, Rule, dim, rank, same_static_shape, static_shape
+from onnxslim.rewrite.noops.rules import Facts, Rule, dim, rank, same_static_shape, static_shape
 
 # To slice to the end of an axis of unknown size, the largest int32 or int64 is written.
 _TO_THE_END = 2**31 - 1

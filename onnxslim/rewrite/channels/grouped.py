@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxslim.rewrite.channels import (
+from onnxslim.rewrite.channels.atoms import (
     Array,
     Balance,
     Barrier,
@@ -18,8 +18,8 @@ from onnxslim.rewrite.channels import (
     Edits,
     label,
 )
-from onnxslim.rewrite.channels_emit import store
-from onnxslim.rewrite.channels_linear import (
+from onnxslim.rewrite.channels.emit import store
+from onnxslim.rewrite.channels.linear import (
     add_contraction,
     bias_known,
     fold_into_input,
@@ -30,7 +30,7 @@ from onnxslim.rewrite.channels_linear import (
     tensor_of,
     weight_shape,
 )
-from onnxslim.rewrite.channels_weight import Mask, Weight
+from onnxslim.rewrite.channels.weight import Mask, Weight
 
 
 class GroupedWeight(Weight):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxslim.ir.constants import constant_tensor, scalar
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import rank
-from onnxslim.rewrite.channels import (
+from onnxslim.rewrite.channels.atoms import (
     Array,
     Barrier,
     Channelled,
@@ -22,7 +22,7 @@ from onnxslim.rewrite.channels import (
     label,
     uniform,
 )
-from onnxslim.rewrite.channels_weight import Weight
+from onnxslim.rewrite.channels.weight import Weight
 
 
 def plain_conv(state: Channelled, node: ir.Node) -> None:

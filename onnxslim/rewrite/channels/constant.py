@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnxslim.ir.constants import is_constant
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import rank, same_shape
-from onnxslim.rewrite.channels import Array, Channelled
-from onnxslim.rewrite.channels_emit import new_constant
+from onnxslim.rewrite.channels.atoms import Array, Channelled
+from onnxslim.rewrite.channels.emit import new_constant
 
 _OPERATORS = ("Add", "Div", "Max", "Min", "Mul", "Sub")
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxslim.ir.constants import int_list, is_constant
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels import Barrier, Channelled, Channels, Edits, Ids, label
+from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Channels, Edits, Ids, label
 
 
 def flatten(state: Channelled, node: ir.Node) -> None:

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import add_initializer
-from onnxslim.rewrite.channels import Array, Channelled, Channels, Contraction, Edits, Ids
-from onnxslim.rewrite.channels_need import Mask, Need
+from onnxslim.rewrite.channels.atoms import Array, Channelled, Channels, Contraction, Edits, Ids
+from onnxslim.rewrite.channels.need import Mask, Need
 
 
 def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> None:

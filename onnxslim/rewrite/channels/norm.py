@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim.rewrite.channels import Barrier, Channelled, Channels, constant_shape
-from onnxslim.rewrite.channels_linear import optional_input
+from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Channels, constant_shape
+from onnxslim.rewrite.channels.linear import optional_input
 
 
 def batch_norm(state: Channelled, node: ir.Node) -> None:

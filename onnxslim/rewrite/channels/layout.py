@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxslim.ir.constants import array, int_list, is_constant, scalar
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels import (
+from onnxslim.rewrite.channels.atoms import (
     Barrier,
     Channelled,
     Channels,
@@ -20,8 +20,8 @@ from onnxslim.rewrite.channels import (
     Known,
     constant_shape,
 )
-from onnxslim.rewrite.channels_elementwise import reduced_axes
-from onnxslim.rewrite.channels_reshape import numbers_of, spelled_count, tracked_input
+from onnxslim.rewrite.channels.elementwise import reduced_axes
+from onnxslim.rewrite.channels.reshape import numbers_of, spelled_count, tracked_input
 
 
 def transpose(state: Channelled, node: ir.Node) -> None:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import array, scalar
 from onnxslim.ir.schema import is_op
-from onnxslim.rewrite.noop_rules import Facts, Rule, all_equal, is_integer, keeps_shape
+from onnxslim.rewrite.noops.rules import Facts, Rule, all_equal, is_integer, keeps_shape
 
 
 def _neutral_right(facts: Facts, number: float) -> ir.Value | None:

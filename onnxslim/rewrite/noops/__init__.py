@@ -1,0 +1,1 @@
+"""When a node changes nothing: one rule by operator."""
