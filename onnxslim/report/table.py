@@ -176,7 +176,8 @@ def _print_refusals(report: Report, console: Console, verbose: bool) -> None:
     if not report.refusals:
         return
     shown = report.refusals if verbose else report.refusals[:_MAX_REFUSALS]
-    console.print(f"[bold]left alone[/] {len(report.refusals)} places", highlight=False)
+    places = "1 place" if len(report.refusals) == 1 else f"{len(report.refusals)} places"
+    console.print(f"[bold]left alone[/] {places}", highlight=False)
     for entry in shown:
         line = f"  {entry.pass_name} at {entry.site}: {entry.reason}"
         console.print(line, highlight=False, markup=False)

@@ -190,4 +190,7 @@ def _kept_candidates(state: Channelled, need: Need) -> Iterator[tuple[str, str]]
         roots = need.roots[made.ids[need.kept(made.ids)]]
         held = roots[candidate[roots]]
         if held.size:
-            yield site, f"{len(held)} zeroed channels stay: {need.reason(int(held[0]))}"
+            what = (
+                "1 zeroed channel stays" if len(held) == 1 else f"{len(held)} zeroed channels stay"
+            )
+            yield site, f"{what}: {need.reason(int(held[0]))}"
