@@ -62,8 +62,7 @@ def default() -> Pipeline:
         (
             Fixpoint(_make(_CLEAN)),
             Fixpoint(_make([*_FUSE, *_CLEAN])),
-            *_make(["infer-shapes", "eliminate-zeroed-channels"]),
-            Fixpoint(_make([*_FUSE, *_CLEAN])),
+            Fixpoint(_make(["infer-shapes", "eliminate-zeroed-channels", *_FUSE, *_CLEAN])),
             *_make(["deduplicate-initializers", "eliminate-common-subexpressions"]),
             *_make(["eliminate-dead-nodes"]),
         )
