@@ -1,9 +1,9 @@
 """The named pipelines, each a list that can be read top to bottom.
 
 Positions have reasons: facts first, then what deletes (less is left for the rest), then what folds
-and fuses until nothing moves, then what removes channels (it needs the fused form to see constant
-channels), then the same clean-up once more over what that uncovered, and last what only looks at
-the final weights.
+and fuses, each group until nothing moves; then the removal of channels (it needs the fused form to
+see constant channels) together with all of the former, until nothing moves, since one uncovers work
+for the other; and last what only looks at the final weights.
 """
 
 from __future__ import annotations
