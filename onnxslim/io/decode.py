@@ -74,6 +74,7 @@ class _Decoder:
             training_info=tuple(self._inlined_training(item) for item in self._proto.training_info),
             declared=declared,
             graph=known,
+            unnamed_domain=any(not item.HasField("domain") for item in self._proto.opset_import),
         )
         return model
 

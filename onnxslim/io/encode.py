@@ -50,6 +50,10 @@ class _Encoder:
             if value is not None:
                 setattr(proto, name, value)
         _opsets(proto.opset_import, model.opset_imports)
+        if kept.unnamed_domain:
+            for item in proto.opset_import:
+                if not item.domain:
+                    item.ClearField("domain")
         _entries(proto.metadata_props, model.metadata_props)
         if self._version >= _MULTI_DEVICE:
             for configuration in getattr(model, "device_configurations", ()):

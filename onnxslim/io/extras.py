@@ -35,6 +35,8 @@ class ModelExtras:
     training_info: tuple[bytes, ...] = ()
     declared: dict[str, bytes] = field(default_factory=dict)
     graph: GraphExtras | None = None
+    unnamed_domain: bool = False
+    """The import of the standard operators named no domain, not even the empty one."""
 
 
 @dataclass(frozen=True)

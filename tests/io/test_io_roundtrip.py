@@ -517,3 +517,15 @@ def test_values_are_read_only_and_ranges_cheap(tmp_path: Path) -> None:
     assert tensor.read_range(-4, 10**9) == LARGE[-1:].tobytes()
     assert np.asarray(tensor).sum() == LARGE.sum()
     assert np.from_dlpack(tensor).sum() == LARGE.sum()
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["empty domain", "no domain"])
+def test_the_import_of_the_standard_operators_keeps_its_form(named: bool) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu (x) }'
+    )
+    if named:
+        proto.opset_import[0].domain = ""
+    else:
+        proto.opset_import[0].ClearField("domain")
+    assert io.to_proto(io.load(proto)).SerializeToString() == proto.SerializeToString()
