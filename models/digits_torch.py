@@ -1,6 +1,7 @@
 """Training and export, shared by the models that come from PyTorch."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -21,16 +22,28 @@ def seed_everything() -> None:
 
 
 def fit(
-    model: nn.Module, data: digits.Digits, *, epochs: int, rate: float, seed: int, decay: float
+    model: nn.Module,
+    data: digits.Digits,
+    *,
+    epochs: int,
+    rate: float,
+    seed: int,
+    decay: float,
+    each_epoch: Callable[[int], None] | None = None,
 ) -> None:
-    """Train in place with AdamW and a one-cycle learning rate; `rate` is its peak."""
+    """Train in place with AdamW and a one-cycle learning rate; `rate` is its peak.
+
+    `each_epoch` is called with the number of the epoch, from 0, before it starts.
+    """
     rng = np.random.default_rng(seed)
     steps = -(-len(data.train_images) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     model.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if each_epoch is not None:
+            each_epoch(epoch)
         order = rng.permutation(len(data.train_images))
         images = torch.from_numpy(digits.shifted(data.train_images[order], rng))
         labels = torch.from_numpy(data.train_labels[order])

@@ -8,6 +8,7 @@ Weights repeat from run to run; the names of equal constants that tf2onnx merges
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,15 +47,28 @@ def build() -> tf.keras.Model:
     return tf.keras.Model(image, L.Dense(10, activation="softmax", name="probabilities")(x))
 
 
-def train(model: tf.keras.Model, data: digits.Digits) -> None:
-    """Train in place with Adam and a cosine learning rate."""
+def train(
+    model: tf.keras.Model,
+    data: digits.Digits,
+    epochs: int = EPOCHS,
+    callbacks: Sequence[tf.keras.callbacks.Callback] = (),
+) -> None:
+    """Train in place with Adam and a cosine learning rate; callbacks are told the right epoch."""
     rng = np.random.default_rng(digits.SEED)
     steps = -(-len(data.train_images) // BATCH)
-    rate = tf.keras.optimizers.schedules.CosineDecay(3e-3, EPOCHS * steps)
+    rate = tf.keras.optimizers.schedules.CosineDecay(3e-3, epochs * steps)
     model.compile(tf.keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
-    for _ in range(EPOCHS):
+    for epoch in range(epochs):
         images = digits.nhwc(digits.shifted(data.train_images, rng))
-        model.fit(images, data.train_labels, BATCH, epochs=1, verbose=0)
+        model.fit(
+            images,
+            data.train_labels,
+            BATCH,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            verbose=0,
+            callbacks=list(callbacks),
+        )
 
 
 def export(model: tf.keras.Model, path: Path, data: digits.Digits, left_out: set[str]) -> None:
@@ -72,13 +86,18 @@ def export(model: tf.keras.Model, path: Path, data: digits.Digits, left_out: set
     print(f"{path.name}: {path.stat().st_size} bytes, accuracy {measured:.4f} (onnxruntime)")
 
 
-def main() -> None:
-    """Train and export."""
-    out = digits.parser(__doc__).parse_args().out
+def make_repeatable() -> None:
+    """One seed, one thread, deterministic kernels; before anything of TensorFlow runs."""
     tf.keras.utils.set_random_seed(digits.SEED)
     tf.config.experimental.enable_op_determinism()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def main() -> None:
+    """Train and export."""
+    out = digits.parser(__doc__).parse_args().out
+    make_repeatable()
     data = digits.load()
     model = build()
     train(model, data)

@@ -18,36 +18,42 @@ if TYPE_CHECKING:
         Quantization,
         inspect,
         optimize,
+        prune,
         slim,
         validate,
     )
     from onnxslim.errors import OnnxSlimError
     from onnxslim.io import load, save
-    from onnxslim.pack import pack, unpack
+    from onnxslim.packing import pack, unpack
+    from onnxslim.pruning.request import Pruning
 
 __version__ = "1.0.0"
 
 _PUBLIC = {
     "OnnxSlimError": "onnxslim.errors",
+    "Pruning": "onnxslim.pruning.request",
     "Quantization": "onnxslim.api",
     "inspect": "onnxslim.api",
     "load": "onnxslim.io",
     "optimize": "onnxslim.api",
-    "pack": "onnxslim.pack",
+    "pack": "onnxslim.packing",
+    "prune": "onnxslim.api",
     "save": "onnxslim.io",
     "slim": "onnxslim.api",
-    "unpack": "onnxslim.pack",
+    "unpack": "onnxslim.packing",
     "validate": "onnxslim.api",
 }
 
 __all__ = [
     "OnnxSlimError",
+    "Pruning",
     "Quantization",
     "__version__",
     "inspect",
     "load",
     "optimize",
     "pack",
+    "prune",
     "save",
     "slim",
     "unpack",

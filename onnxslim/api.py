@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,17 +16,23 @@ from onnxslim import io
 from onnxslim.errors import DataError, InvalidModelError, UsageError, VerificationError
 from onnxslim.ir import shapes
 from onnxslim.ir.cost import Snapshot, snapshot
-from onnxslim.ir.verify import verify
+from onnxslim.ir.listed import take_listed
+from onnxslim.ir.order import verify_sorted
 from onnxslim.pipeline import Exactness
-from onnxslim.report.data import Report, Step, summarize
+from onnxslim.report.data import Report, Step, merged, summarize
 from onnxslim.validated_run import Check, Progress, Run, ValidatedRun, no_progress
 
 if TYPE_CHECKING:
     import onnx
 
+    from onnxslim.pruning.data import PruningData
+    from onnxslim.pruning.request import Pruning
     from onnxslim.validation import ValidationResult
 
 PACKED_SUFFIX = ".onnxz"
+
+# Larger models are not packed just to know the size.
+_PACK_LIMIT = 1_000_000_000
 
 
 @dataclass
@@ -67,10 +73,15 @@ def optimize(
     atol: float | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    pruning: Pruning | None = None,
     quantization: Quantization | None = None,
     external_data: bool = False,
     verify_each: bool = False,
     fold_growth: int = 0,
+    align: int | str = "auto",
+    compensate_norms: bool = False,
+    explain: bool = False,
+    listed_initializers: str = "auto",
     progress: Progress = no_progress,
 ) -> Optimized:
     """Makes a model smaller and faster, and validates that it gives the same answers.
@@ -89,10 +100,18 @@ def optimize(
         atol: absolute tolerance instead of the one by dtype.
         seed: seed of generated inputs.
         input_shapes: fixed shapes by input name, written into the model.
-        quantization: static int8 after the exact steps.
+        pruning: new sparsity or fewer channels, lossy, after the exact steps.
+        quantization: static int8 after the other steps.
         external_data: weights in a data file beside the model, at any size.
         verify_each: verify the graph after every pass.
         fold_growth: bytes by which constant folding may grow the model.
+        align: channel counts after the removal of zeroed channels: 1 (as small as possible), N
+            (multiples of N), or ``auto`` (no layer slower than before).
+        compensate_norms: also remove constant channels that enter a normalisation over channels,
+            and correct its statistics.
+        explain: say in the report, per group of tied channels, what went, what stayed, and why.
+        listed_initializers: weights that are listed as graph inputs: ``auto`` (constants where all
+            are listed), ``constants`` or ``defaults`` (a caller may override them).
         progress: called with (stage, done, total).
 
     Returns:
@@ -106,27 +125,104 @@ def optimize(
     from onnxslim import presets
 
     started = time.perf_counter()
-    pipeline = presets.build(preset, passes, skip_passes)
+    settings = channel_settings(align, compensate_norms, explain)
+    pipeline = presets.build(preset, passes, skip_passes, settings)
     if target is not None and not hasattr(target, "write"):
         io.check_target(target)
     progress("loading", 0, 1)
-    original = load_checked(source)
+    original, notes = _load_noting(source)
     if input_shapes:
         fix_input_shapes(original, input_shapes)
+    listed = take_listed(original, listed_initializers)
     report = Report(source=_name(source), before=measure(original))
+    report.warnings.extend(notes if listed is None else [*notes, listed.note()])
     check = Check(validate, _read_feeds(original, feeds), rtol, atol, seed)
-    run = ValidatedRun(original, pipeline, check, verify_each, fold_growth, progress).run()
+    data = _pruning_data(original, pruning)
+    run_of = ValidatedRun(original, pipeline, check, verify_each, fold_growth, progress)
+    run = run_of.run()
     _record(report, run)
     model = run.model
     report.steps.append(Step("slim", measure(model)))
+    if pruning is not None and data is not None:
+        exact = run_of if pruning.removes else None
+        model = _prune_step(model, pruning, data, exact, report, progress)
     if quantization is not None:
         model = _quantize_step(original, model, quantization, report, progress)
+    if listed is not None:
+        listed.restore(model)
     if target is not None:
         progress("writing", 0, 1)
         report.files = write(model, target, external_data=external_data)
         report.target = _name(target)
     report.seconds = time.perf_counter() - started
     return Optimized(model, report)
+
+
+def channel_settings(align: int | str, compensate_norms: bool, explain: bool) -> dict[str, Any]:
+    """The options of the removal of zeroed channels, for `presets.build`.
+
+    Raises:
+        UsageError: ``align`` is neither ``auto`` nor a whole number of 1 or more.
+    """
+    wanted = str(align).strip()
+    if wanted != "auto" and not (wanted.isdecimal() and int(wanted) > 0):
+        raise UsageError(f"align {align!r}: want auto, 1 (no alignment) or a multiple such as 8")
+    options: dict[str, Any] = {"align": None if wanted == "auto" else int(wanted)}
+    if compensate_norms:
+        options["compensate_norms"] = True
+    if explain:
+        options["explain"] = True
+    return {"eliminate-zeroed-channels": options}
+
+
+def prune(
+    source: Any,
+    target: str | os.PathLike[str] | BinaryIO | None = None,
+    *,
+    exact: bool | None = None,
+    pruning: Pruning | None = None,
+    align: int | str = "auto",
+    compensate_norms: bool = False,
+    explain: bool = False,
+    **options: Any,
+) -> Optimized:
+    """Removes channels that are zero, constant or unread; with ``pruning``, makes more of them.
+
+    Args:
+        source: as for `optimize`.
+        target: as for `optimize`.
+        exact: remove what changes no output. Without ``pruning`` that is all, and must not be
+            False; with it, it also takes out channels that became zero in whole.
+        pruning: new sparsity or fewer channels, which changes the outputs.
+        align: as for `optimize`.
+        compensate_norms: as for `optimize`.
+        explain: as for `optimize`.
+        options: other options of `optimize`: validation, progress, external data.
+
+    Raises:
+        UsageError: an option that cannot be met.
+        DataError: calibration data or labels that do not fit.
+        DemandMissedError: the result disagrees with the original, or is worse than the limits
+            allow; nothing is written.
+    """
+    if pruning is None and exact is False:
+        raise UsageError("prune: nothing to do; give exact=True, or pruning")
+    preset = "prune"
+    if pruning is not None:
+        pruning = replace(pruning, removes=bool(exact) or pruning.cuts_channels)
+        preset = "default" if pruning.removes else "simplify"
+        if str(align).isdecimal():
+            pruning = replace(pruning, align=int(align))
+    return optimize(
+        source,
+        target,
+        preset=preset,
+        pruning=pruning,
+        align=align,
+        compensate_norms=compensate_norms,
+        explain=explain,
+        **options,
+    )
 
 
 def slim(
@@ -165,6 +261,8 @@ def validate(
     from onnxslim.validation import validate as compare
 
     first, second = load_checked(reference), load_checked(candidate)
+    for model in (first, second):
+        take_listed(model)
     given = _read_feeds(first, feeds)
     return compare(
         first, second, feeds=given, rtol=rtol, atol=atol, seed=seed, exactness=Exactness.ROUNDING
@@ -207,21 +305,26 @@ def inspect(source: Any) -> Inspection:
 
 
 def load_checked(source: Any) -> ir.Model:
-    """`io.load`, then `verify`.
+    """`io.load`, then `verify`; nodes out of order are put in order.
 
     Raises:
         InvalidModelError: the graph is not one that any runtime could run.
     """
+    return _load_noting(source)[0]
+
+
+def _load_noting(source: Any) -> tuple[ir.Model, list[str]]:
+    """`load_checked`, and what had to be mended."""
     if not isinstance(source, ir.Model) and _is_packed(source):
         raise InvalidModelError(
             f"{_name(source)}: is a packed model; write it out first with onnxslim unpack"
         )
     model = io.load(source)
     try:
-        verify(model)
+        moved = verify_sorted(model)
     except VerificationError as error:
         raise InvalidModelError(f"{_name(source)}: invalid graph: {error}") from error
-    return model
+    return model, ["the nodes were out of order and were sorted"] if moved else []
 
 
 def measure(model: ir.Model) -> Snapshot:
@@ -246,7 +349,7 @@ def write(model: ir.Model, target: Any, *, external_data: bool = False) -> dict[
 
 
 def _write_packed(model: ir.Model, target: Path) -> dict[str, int]:
-    from onnxslim.pack import pack
+    from onnxslim.packing import pack
 
     with tempfile.TemporaryDirectory(prefix=".onnxslim-", dir=target.parent or ".") as folder:
         plain = Path(folder) / f"{target.stem}.onnx"
@@ -276,8 +379,67 @@ def _record(report: Report, run: Run) -> None:
     report.passes = summarize(run.context.timings)
     report.rewrites = list(run.context.journal)
     report.refusals = list(run.context.refusals.values())
+    report.explanations = list(run.context.explanations.values())
     report.validation = run.validation
-    report.warnings = [*run.notes, *run.context.warnings]
+    report.warnings.extend([*run.notes, *run.context.warnings])
+
+
+def _pruning_data(model: ir.Model, pruning: Pruning | None) -> PruningData | None:
+    if pruning is None:
+        return None
+    from onnxslim.pruning.request import read_pruning_data
+
+    return read_pruning_data(model, pruning)
+
+
+def _prune_step(
+    model: ir.Model,
+    pruning: Pruning,
+    data: PruningData,
+    exact: ValidatedRun | None,
+    report: Report,
+    progress: Progress,
+) -> ir.Model:
+    """Prunes, then removes exactly what that uncovered, where ``exact`` says how."""
+    from onnxslim.pruning.request import run_pruning
+
+    pruned = run_pruning(model, pruning, data, progress)
+    report.warnings.extend(pruned.warnings)
+    result = pruned.model
+    if exact is not None:
+        run = replace(exact, original=result).run()
+        _record_again(report, run)
+        result = run.model
+    progress("packing", 0, 1)
+    packed = [_packed_bytes(one) for one in (model, result)]
+    note = f"; packed {packed[0]:,} -> {packed[1]:,} bytes" if all(packed) else ""
+    step = Step("prune", measure(result), pruned.summary + note)
+    sizes = {"packed_bytes_before": packed[0], "packed_bytes": packed[1]}
+    step.details = {"pruning": {**pruned.details, **sizes}}
+    report.steps.append(step)
+    return result
+
+
+def _packed_bytes(model: ir.Model) -> int | None:
+    """The size of the model as a packed file; None when it is too large to try."""
+    from onnxslim.packing import pack
+
+    if io.total_bytes(model) > _PACK_LIMIT:
+        return None
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+        plain, packed = Path(folder) / "model.onnx", Path(folder) / f"model{PACKED_SUFFIX}"
+        io.save(model, plain)
+        pack(plain, packed)
+        return packed.stat().st_size
+
+
+def _record_again(report: Report, run: Run) -> None:
+    """Adds a second exact run to the report; the verdict stays that of the first."""
+    report.passes = merged(report.passes, summarize(run.context.timings))
+    report.rewrites.extend(run.context.journal)
+    known = {(entry.pass_name, entry.site) for entry in report.refusals}
+    report.refusals.extend(entry for key, entry in run.context.refusals.items() if key not in known)
+    report.warnings.extend([*run.notes, *run.context.warnings])
 
 
 def _quantize_step(
@@ -335,7 +497,7 @@ def _read_feeds(model: ir.Model, feeds: Any) -> list[Any] | None:
 def _is_packed(source: Any) -> bool:
     if not isinstance(source, str | os.PathLike) or not str(source).endswith(PACKED_SUFFIX):
         return False
-    from onnxslim.pack import is_packed
+    from onnxslim.packing import is_packed
 
     return Path(source).is_file() and is_packed(source)
 

@@ -50,6 +50,45 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Channels of a group that stay, and why.
+
+    Attributes:
+        channels: how many.
+        reason: why, as text.
+        node: the node that holds them, as ``Op -> 'output'``; empty where no single node does.
+        idle: they are constant somewhere or unread somewhere, and stay for this reason alone.
+    """
+
+    channels: int
+    reason: str
+    node: str
+    idle: bool
+
+
+@dataclass
+class Explanation:
+    """What became of a group of channels that can only go together.
+
+    Attributes:
+        site: the weight that makes them; ``tied`` are others that make the same ones.
+        before: channels at first.
+        after: channels at last.
+        shapes: per weight, its shape before and after.
+        removed: how many went, by reason.
+        kept: how many stayed, by reason; what could go by itself comes first.
+    """
+
+    site: str
+    tied: tuple[str, ...]
+    before: int
+    after: int
+    shapes: dict[str, tuple[list[int], list[int]]]
+    removed: dict[str, int]
+    kept: list[Kept]
+
+
 @dataclass
 class PassResult:
     """Outcome of one run of one pass. ``changes`` 0 means that the graph is untouched."""
@@ -93,6 +132,7 @@ class Context:
     ) -> None:
         self.journal: list[Rewrite] = []
         self.refusals: dict[tuple[str, str], Refusal] = {}
+        self.explanations: dict[str, Explanation] = {}
         self.timings: list[PassTiming] = []
         self.warnings: list[str] = []
         self.fold_growth = fold_growth
@@ -121,6 +161,17 @@ class Context:
     def refuse(self, owner: Pass, site: str, reason: str) -> None:
         """Notes why a candidate was left alone; the report shows it, each once."""
         self.refusals.setdefault((owner.name, site), Refusal(owner.name, site, reason))
+
+    def explain(self, found: Explanation) -> None:
+        """Adds an account of a group of channels to what was said of it before."""
+        earlier = self.explanations.setdefault(found.site, found)
+        if earlier is found:
+            return
+        earlier.after, earlier.kept = found.after, found.kept
+        for site, (before, after) in found.shapes.items():
+            earlier.shapes[site] = (earlier.shapes.get(site, (before, after))[0], after)
+        for reason, channels in found.removed.items():
+            earlier.removed[reason] = earlier.removed.get(reason, 0) + channels
 
     def fresh_name(self, base: str) -> str:
         """A value name that the model does not use: ``base``, ``base_1``, ..."""

@@ -8,7 +8,9 @@ for the other; and last what only looks at the final weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from onnxslim import passes
 from onnxslim.errors import UsageError
@@ -25,6 +27,7 @@ _CLEAN = (
     "fuse-consecutive-casts",
     "fuse-consecutive-reshapes",
     "fuse-consecutive-squeezes",
+    "split-before-transpose",
     "sink-transposes",
     "fuse-consecutive-transposes",
     "eliminate-common-subexpressions",
@@ -40,8 +43,15 @@ _FUSE = (
 )
 
 
+Settings = Mapping[str, Mapping[str, Any]]
+"""Options of passes: pass name -> field -> value."""
+
+# Where a preset wants another value than the pass has by itself.
+_SETTINGS: Settings = {"eliminate-zeroed-channels": {"align": None}}
+
+
 def _make(names: Sequence[str]) -> tuple[Pass, ...]:
-    return tuple(passes.load(name)() for name in names)
+    return tuple(passes.load(name)(**_SETTINGS.get(name, {})) for name in names)
 
 
 def simplify() -> Pipeline:
@@ -78,13 +88,19 @@ def prune() -> Pipeline:
 PRESETS = {"default": default, "prune": prune, "simplify": simplify}
 
 
-def build(preset: str = "default", only: Sequence[str] = (), skip: Sequence[str] = ()) -> Pipeline:
+def build(
+    preset: str = "default",
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    settings: Settings | None = None,
+) -> Pipeline:
     """The pipeline of a run.
 
     Args:
         preset: a name from `PRESETS`.
         only: pass names to run instead, once each in this order, after shape inference.
         skip: pass names to leave out.
+        settings: options by pass name, for every such pass in the pipeline.
 
     Raises:
         UsageError: an unknown preset or pass, or a skipped pass that the pipeline does not hold.
@@ -98,4 +114,17 @@ def build(preset: str = "default", only: Sequence[str] = (), skip: Sequence[str]
             raise UsageError(
                 f"--skip-pass {name!r}: the pipeline has no such pass{passes.nearest(name, held)}"
             )
-    return pipeline
+    return Pipeline(_configured(pipeline.passes, frozenset(skip), settings or {}))
+
+
+def _configured(
+    steps: Sequence[Pass], skip: frozenset[str], settings: Settings
+) -> tuple[Pass, ...]:
+    """The same passes without the skipped ones, and with the options."""
+    found: list[Pass] = []
+    for step in steps:
+        if isinstance(step, Pipeline | Fixpoint):
+            found.append(replace(step, passes=_configured(step.passes, skip, settings)))
+        elif step.name not in skip:
+            found.append(replace(cast(Any, step), **settings.get(step.name, {})))
+    return tuple(found)

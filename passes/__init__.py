@@ -36,6 +36,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "inline-constant-if": ("simplify.inline_constant_if", "InlineConstantIf"),
     "run-onnxoptimizer": ("simplify.run_onnxoptimizer", "RunOnnxoptimizer"),
     "sink-transposes": ("simplify.sink_transposes", "SinkTransposes"),
+    "split-before-transpose": ("simplify.split_before_transpose", "SplitBeforeTranspose"),
 }
 
 ENTRY_POINT_GROUP = "onnxslim.passes"

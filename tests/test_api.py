@@ -163,3 +163,12 @@ def test_passes_of_other_packages(tmp_path: Path, proto: onnx.ModelProto, monkey
     assert [entry.pass_name for entry in result.report.rewrites] == ["plugin-drop-identities"]
     with pytest.raises(UsageError, match="does not load"):
         onnxslim.optimize(proto, passes=["plugin-broken"])
+
+
+def test_public_functions_are_not_hidden_by_rooms_of_the_same_name() -> None:
+    code = (
+        "import onnxslim, onnxslim.api, onnxslim.packing, onnxslim.cli.app\n"
+        "bad = [n for n in onnxslim.__all__ if type(getattr(onnxslim, n)).__name__ == 'module']\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

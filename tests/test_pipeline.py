@@ -162,6 +162,9 @@ def test_build_picks_and_skips() -> None:
         presets.build("defualt")
     with pytest.raises(UsageError, match="has no such pass"):
         presets.build(only=["eliminate-identity"], skip=["fold-constants"])
+    for preset in presets.PRESETS:
+        held = leaves(presets.build(preset, skip=["eliminate-identity"]))
+        assert "eliminate-identity" not in {step.name for step in held}
 
 
 def test_unknown_pass_name() -> None:

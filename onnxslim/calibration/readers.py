@@ -1,4 +1,4 @@
-"""Reads calibration data, feeds and labelled data: an npz, a folder of npz, or one npy."""
+"""Reads feeds and labelled data into memory; `calibration.streams` reads what does not fit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim.calibration.arrays import load_problem
 from onnxslim.calibration.batches import Layout, cut
+from onnxslim.calibration.checks import batch_of, kind_of
+from onnxslim.calibration.streams import describe_inputs, open_feeds
 from onnxslim.errors import DataError
 from onnxslim.runtime.specs import Array, Feed, InputSpec, input_specs
 
@@ -45,13 +48,6 @@ class FeedSet(Sequence[Feed]):
         return len(self.feeds)
 
 
-def describe_inputs(specs: Sequence[InputSpec]) -> str:
-    """What a data file must hold, in one line, with names, dtypes and shapes."""
-    arrays = ", ".join(str(spec) for spec in specs if spec.required)
-    wanted = arrays or "(the model has no inputs)"
-    return f"one array per input, samples along the first axis: {wanted}"
-
-
 def read_feeds(
     path: str | os.PathLike[str], specs: Sequence[InputSpec], *, batch_size: int = 32
 ) -> FeedSet:
@@ -64,7 +60,7 @@ def read_feeds(
 
     Args:
         path: a ``.npz`` with one array per input name, a folder of them, or (for a model with one
-            input) a ``.npy``.
+            input) a ``.npy``; or what else `onnxslim.calibration.streams.open_feeds` takes.
         specs: the inputs of the model; arrays for inputs with a default value may be missing.
         batch_size: samples per feed where the model leaves that open.
 
@@ -72,12 +68,15 @@ def read_feeds(
         DataError: the data is missing, damaged, or does not fit the model; one line.
     """
     source = Path(path)
-    if not source.is_dir():
+    if source.is_file():
         return _read_file(source, specs, batch_size)
     files = sorted(source.glob("*.npz"))
-    if not files:
-        raise DataError(f"{source} holds no .npz file; wanted: {describe_inputs(specs)}")
     total = FeedSet()
+    if not files:
+        stream = open_feeds(str(path), specs, batch_size=batch_size)
+        total.feeds = list(stream)
+        total.samples = sum(batch_of(feed, specs) for feed in total.feeds)
+        total.notes = stream.notes
     for file in files:
         part = _read_file(file, specs, batch_size)
         total.feeds.extend(part.feeds)
@@ -123,25 +122,13 @@ def load_arrays(
             if not isinstance(loaded, np.ndarray):
                 return {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, OSError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(_load_problem(source, error)) from error
+        raise DataError(load_problem(source, error)) from error
     names = [spec.name for spec in specs if spec.required]
     if len(names) != 1:
         raise DataError(
             f"{source} holds one unnamed array; give a .npz with {describe_inputs(specs)}"
         )
     return {names[0]: loaded}
-
-
-def _load_problem(source: Path, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "Object arrays" in text:
-        return (
-            f"{source} holds an array of Python objects, which is not read because it could run "
-            "code; save plain arrays"
-        )
-    if "pickle" in text.lower() or isinstance(error, zipfile.BadZipFile | EOFError):
-        return f"{source} is not a complete .npz file; write it with numpy.savez"
-    return f"{source} cannot be read as a .npz file: {text}"
 
 
 def checked(array: Array, spec: InputSpec, source: str) -> Array:
@@ -165,14 +152,14 @@ def checked(array: Array, spec: InputSpec, source: str) -> Array:
         return array
     if spec.dtype == ir.DataType.STRING and array.dtype.kind in "US":
         return array.astype(np.str_).astype(object)
-    if _kind(array.dtype) != _kind(target):
+    if kind_of(array.dtype) != kind_of(target):
         raise DataError(
             f"{where} is {array.dtype} but the model wants {target}; convert it (and scale it, if "
             "the model wants that) before saving"
         )
     with np.errstate(all="ignore"):
         converted = array.astype(target)
-    if _kind(target) == "integer":
+    if kind_of(target) == "integer":
         if not np.array_equal(converted, array):
             raise DataError(f"{where} has values that do not fit {target}")
     else:
@@ -180,16 +167,8 @@ def checked(array: Array, spec: InputSpec, source: str) -> Array:
     return converted
 
 
-def _kind(dtype: np.dtype[Any]) -> str:
-    if dtype.kind in "iu":
-        return "integer"
-    if dtype.kind == "f" or "float" in str(dtype):
-        return "float"
-    return dtype.kind
-
-
 def _no_bad_numbers(array: Array, where: str) -> None:
-    if _kind(array.dtype) != "float" or not array.size:
+    if kind_of(array.dtype) != "float" or not array.size:
         return
     for number, sample in _samples(array):
         if not np.isfinite(sample.astype(np.float64) if array.dtype.kind == "V" else sample).all():

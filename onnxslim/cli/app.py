@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 
 from onnxslim import __version__
-from onnxslim.cli import inspect_command, optimize_command, pack_command, validate_command
+from onnxslim.cli import (
+    calibrate_command,
+    inspect_command,
+    optimize_command,
+    pack_command,
+    prune_command,
+    validate_command,
+)
 from onnxslim.cli.output import fail
 from onnxslim.errors import OnnxSlimError
 
@@ -25,7 +32,9 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "optimize": optimize_command.optimize,
+    "prune": prune_command.prune,
     "validate": validate_command.validate,
+    "calibrate": calibrate_command.calibrate,
     "inspect": inspect_command.inspect,
     "pack": pack_command.pack,
     "unpack": pack_command.unpack,
@@ -59,6 +68,7 @@ def root(
       onnxslim model.onnx slim.onnx
       onnxslim model.onnx int8.onnx --quantize --calibration data.npz
       onnxslim model.onnx slim.onnxz
+      onnxslim prune model.onnx pruned.onnx --exact
       onnxslim validate model.onnx slim.onnx
     """
 

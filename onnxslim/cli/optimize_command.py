@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -29,22 +30,18 @@ def optimize(
     quantize: Annotated[
         bool, typer.Option("--quantize", help="Then static int8; needs --calibration.")
     ] = False,
-    calibration: Annotated[
+    prune: Annotated[
         str | None,
         typer.Option(
-            "--calibration",
-            metavar="DATA",
-            help="npz with one array per input name (first axis: samples), or a folder of them.",
+            "--prune",
+            metavar="SPEC",
+            help="Then prune: 0.5 (half of all channels), macs=0.5, size=0.5, latency=0.6; or "
+            "single weights: 2:4, l1=0.5, random=0.5. Lossy; use --calibration.",
         ),
     ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            "--labels",
-            metavar="FILE.npz",
-            help="Inputs by name and 'labels': accuracy before and after.",
-        ),
-    ] = None,
+    calibration: options.Calibration = None,
+    labels: options.Labels = None,
+    max_drop: options.MaxDrop = None,
     quant_preset: Annotated[
         str,
         typer.Option(
@@ -66,12 +63,24 @@ def optimize(
         list[str] | None,
         typer.Option("--input-shape", metavar="NAME:1,3,224,224", help="Fix an input's shape."),
     ] = None,
+    listed_initializers: Annotated[
+        str,
+        typer.Option(
+            "--listed-initializers",
+            metavar="HOW",
+            help="Weights listed as graph inputs: constants, defaults that a caller may "
+            "override, or auto (constants where all are listed).",
+        ),
+    ] = "auto",
     external_data: Annotated[
         bool, typer.Option("--external-data", help="Weights in OUT.data beside the model.")
     ] = False,
     fold_growth: Annotated[
         int, typer.Option("--fold-growth", min=0, help="Bytes that folding may add to the file.")
     ] = 0,
+    align: options.Align = "auto",
+    compensate_norms: options.CompensateNorms = False,
+    explain: options.Explain = False,
     verify_each: Annotated[
         bool, typer.Option("--verify-each", help="Verify the graph after every pass.")
     ] = False,
@@ -87,19 +96,33 @@ def optimize(
 
       onnxslim model.onnx slim.onnx
       onnxslim model.onnx int8.onnx --quantize --calibration data.npz --labels test.npz
+      onnxslim model.onnx half.onnx --prune 0.5 --calibration data.npz
       onnxslim model.onnx slim.onnxz
       cat model.onnx | onnxslim - - --json report.json > slim.onnx
     """
     from onnxslim import api
     from onnxslim.report.table import print_report
 
-    if calibration is not None and not quantize:
-        raise UsageError("--calibration is read by --quantize only; add --quantize")
+    if calibration is not None and not quantize and prune is None:
+        raise UsageError("--calibration is for --quantize and --prune; add one of them")
+    if max_drop is not None and prune is None:
+        raise UsageError("--max-drop is the limit of --prune; add that")
     if quantize and calibration is None:
         _explain_calibration(source)
     quantization = None
     if quantize:
         quantization = api.Quantization(calibration, quant_preset, labels, tuple(exclude or ()))
+    pruning = None
+    if prune is not None:
+        from onnxslim.pruning.request import parse_spec
+
+        pruning = replace(
+            parse_spec(prune),
+            calibration=calibration,
+            labels=labels,
+            max_drop=max_drop,
+            seed=seed,
+        )
     console = console_for("-" if "-" in (target, json_file) else target, quiet)
     with progress_bar(quiet) as progress:
         optimized = api.optimize(
@@ -114,10 +137,15 @@ def optimize(
             atol=atol,
             seed=seed,
             input_shapes=options.parse_shapes(input_shape or []),
+            pruning=pruning,
             quantization=quantization,
             external_data=external_data,
             verify_each=verify_each,
             fold_growth=fold_growth,
+            listed_initializers=listed_initializers,
+            align=align,
+            compensate_norms=compensate_norms,
+            explain=explain,
             progress=progress,
         )
     write_json(json_file, optimized.report.to_dict())

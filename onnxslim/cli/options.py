@@ -29,6 +29,53 @@ Atol = Annotated[
     float | None, typer.Option("--atol", min=0, help="Absolute tolerance. Default: by dtype.")
 ]
 
+Align = Annotated[
+    str,
+    typer.Option(
+        "--align",
+        metavar="1|N|auto",
+        help="Channel counts that remain: 1 = the fewest, N = multiples of N, "
+        "auto = no layer slower than before.",
+    ),
+]
+CompensateNorms = Annotated[
+    bool,
+    typer.Option(
+        "--compensate-norms",
+        help="Also remove zeroed channels that enter LayerNorm or RMSNorm, with corrected sums.",
+    ),
+]
+Explain = Annotated[
+    bool,
+    typer.Option("--explain", help="Per group of tied channels: what went, what stayed, and why."),
+]
+
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="DATA",
+        help="npz with one array per input name (first axis: samples), or a folder of them.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE.npz",
+        help="Inputs by name and 'labels': accuracy before and after.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        help="Percent of accuracy (--labels), or of agreement with the original, that pruning "
+        "may cost; worse is not written (exit code 3).",
+    ),
+]
+
 
 def parse_shapes(texts: list[str]) -> dict[str, list[int]]:
     """``NAME:1,3,224,224`` to name and dimensions.

@@ -32,7 +32,7 @@ def pack(
 
     onnxslim pack model.onnx model.onnxz
     """
-    from onnxslim.pack import pack as pack_file
+    from onnxslim.packing import pack as pack_file
     from onnxslim.report.table import change, size
 
     with progress_bar(quiet) as progress:
@@ -53,7 +53,7 @@ def unpack(
 
     onnxslim unpack model.onnxz model.onnx
     """
-    from onnxslim.pack import unpack as unpack_file
+    from onnxslim.packing import unpack as unpack_file
 
     with progress_bar(quiet) as progress:
         progress("unpacking", 0, 1)
@@ -74,7 +74,7 @@ def ls(
     """
     from rich.table import Table
 
-    from onnxslim.pack import list_tensors
+    from onnxslim.packing import list_tensors
     from onnxslim.report.table import size
 
     tensors = list_tensors(source)

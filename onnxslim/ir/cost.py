@@ -51,7 +51,7 @@ def snapshot(model: ir.Model, file_bytes: int) -> Snapshot:
     """
     operators = Counter(_label(node) for node in nodes(model))
     tensors = [tensor for graph in graphs(model) for tensor in _weights(graph)]
-    counted = [_macs(node) for node in model.graph if is_op(node, *_MATRIX_OPS)]
+    counted = [macs_of(node) for node in model.graph if is_op(node, *_MATRIX_OPS)]
     known = [macs for macs in counted if macs is not None]
     return Snapshot(
         operators=dict(sorted(operators.items())),
@@ -90,7 +90,7 @@ def _elements(value: ir.Value | None) -> int | None:
     return math.prod(_size(value, axis) or 0 for axis in range(len(value.shape)))
 
 
-def _macs(node: ir.Node) -> int | None:
+def macs_of(node: ir.Node) -> int | None:
     """MACs of one matrix operator: output elements times the length of each dot product."""
     out = _elements(node.outputs[0])
     first, weight = node.inputs[0], node.inputs[1]

@@ -19,6 +19,8 @@ from onnxslim.ir.traversal import graphs
 # Tensors above this many bytes are hidden from shape inference; shapes and axes are never larger.
 _HIDDEN_BYTES = 4096
 _DECLARED = "onnxslim.declared"
+# Of these onnx infers nothing, but the output has the shape and the type of the first input.
+_SHAPE_KEEPING = ("GroupNormalization", "SimplifiedLayerNormalization")
 
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
@@ -150,6 +152,10 @@ def _stripped_proto(model: ir.Model) -> onnx.ModelProto:
         for size in info.type.tensor_type.shape.dim:
             if size.dim_value < 0:
                 size.Clear()
+    for node in proto.graph.node:
+        if node.op_type in _SHAPE_KEEPING and node.domain in ("", "ai.onnx"):
+            node.op_type = "Identity"
+            del node.input[1:], node.output[1:], node.attribute[:]
     inputs = {value.name for value in model.graph.inputs}
     kept = [tensor for tensor in proto.graph.initializer if tensor.name not in inputs]
     if len(kept) < len(proto.graph.initializer):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnxslim.ir.cost import Snapshot
-from onnxslim.pipeline import PassTiming, Refusal, Rewrite
+from onnxslim.pipeline import Explanation, PassTiming, Refusal, Rewrite
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Report:
         passes: per pass, its changes and its time.
         rewrites: the journal.
         refusals: what was left alone, and why.
+        explanations: what became of every group of tied channels, where it was asked for.
         validation: the verdict, or the reason why there is none.
         warnings: what the user should know.
         files: the files written, with their bytes.
@@ -55,6 +56,7 @@ class Report:
     passes: list[PassSummary] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    explanations: list[Explanation] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Report:
             "passes": [vars(summary) for summary in self.passes],
             "rewrites": [vars(entry) for entry in self.rewrites],
             "refusals": [vars(entry) for entry in self.refusals],
+            "explanations": [asdict(entry) for entry in self.explanations],
             "validation": self.validation,
             "warnings": self.warnings,
             "files": self.files,
@@ -94,4 +97,14 @@ def summarize(timings: Iterable[PassTiming]) -> list[PassSummary]:
         )
         summary.changes += timing.changes
         summary.milliseconds += timing.milliseconds
+    return list(found.values())
+
+
+def merged(first: Iterable[PassSummary], second: Iterable[PassSummary]) -> list[PassSummary]:
+    """The sums of two runs, in order of first appearance."""
+    found: dict[str, PassSummary] = {}
+    for entry in (*first, *second):
+        known = found.setdefault(entry.name, PassSummary(entry.name, 0, 0.0, entry.exactness))
+        known.changes += entry.changes
+        known.milliseconds += entry.milliseconds
     return list(found.values())

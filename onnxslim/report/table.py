@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from onnxslim.ir.cost import Snapshot
+from onnxslim.pipeline import Explanation
 from onnxslim.report.data import Report
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def print_report(report: Report, console: Console, *, verbose: bool = False) -> 
     for warning in report.warnings:
         console.print(f"[yellow]note[/] {warning}", highlight=False)
     _print_refusals(report, console, verbose)
+    _print_explanations(report, console)
     files = ", ".join(f"{path} ({size(length)})" for path, length in report.files.items())
     if files:
         console.print(f"[bold]wrote[/] {files} in {report.seconds:.1f} s", highlight=False)
@@ -183,6 +186,35 @@ def _print_refusals(report: Report, console: Console, verbose: bool) -> None:
         console.print(line, highlight=False, markup=False)
     if len(shown) < len(report.refusals):
         console.print("  … all of them with --verbose or --json", highlight=False)
+
+
+def _print_explanations(report: Report, console: Console) -> None:
+    """Groups of tied channels, one a row: what went, what stayed, and why."""
+    if not report.explanations:
+        return
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("weight", overflow="fold")
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column("removed", style="green")
+    table.add_column("stays because")
+    for entry in report.explanations:
+        tied = f" +{len(entry.tied)} tied" if entry.tied else ""
+        same = entry.before == entry.after
+        counts = str(entry.before) if same else f"{entry.before} → {entry.after}"
+        gone = ", ".join(f"{number} {reason}" for reason, number in entry.removed.items())
+        shown = [kept for kept in entry.kept if kept.idle] or entry.kept[:1]
+        stays = "; ".join(f"{kept.channels}: {kept.reason}" for kept in shown)
+        cells = (f"{entry.site}{tied}{_shape_line(entry)}", counts, gone, stays)
+        table.add_row(*map(escape, cells))
+    console.print(table, highlight=False)
+
+
+def _shape_line(entry: Explanation) -> str:
+    """The weight's shape before and after, on a line of its own."""
+    if entry.site not in entry.shapes:
+        return ""
+    before, after = entry.shapes[entry.site]
+    return f"\n  {before} → {after}" if before != after else f"\n  {before}"
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:

@@ -63,6 +63,7 @@ def quantize_model(
     *,
     preset: str = "auto",
     exclude: Sequence[str] = (),
+    method: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ir.Model, QuantizeReport]:
     """Stores weights and activations in 8 bits, with ranges measured on ``feeds``.
@@ -72,13 +73,15 @@ def quantize_model(
         feeds: calibration samples, arrays by input name; read once, one at a time.
         preset: ``auto`` for this processor, or a name from `onnxslim.runtime.quantize_presets`.
         exclude: nodes to leave in float, by their name or the name of an output.
+        method: how ranges are chosen: ``minmax``, ``percentile``, ``entropy``, ``mse``, or ``auto``
+            for the one of least expected error per tensor.
         progress: called with feeds done and feeds in all (as far as known) after each.
 
     Returns:
         The quantized model (QuantizeLinear and DequantizeLinear pairs) and what was done.
 
     Raises:
-        UsageError: an unknown preset or excluded name.
+        UsageError: an unknown preset, method or excluded name.
         InvalidModelError: already quantized, nothing to quantize, an opset that cannot be raised,
             or a result that onnxruntime does not open.
         DataError: no feeds, feeds that do not fit, or NaN or infinity on the way.
@@ -88,15 +91,18 @@ def quantize_model(
     work, notes = prepare(model)
     selection = select(work, settings, exclude)
     check_weights(selection.chosen)
-    first, all_feeds = _peek(feeds)
+    item, all_feeds = _peek(feeds)
+    first = check_feed(item, input_specs(work), 0)
     if notes:
-        _check_conversion(model, work, check_feed(first, input_specs(work), 0))
-    meter = measure_ranges(work, wanted_tensors(selection.chosen), all_feeds, progress)
-    report = QuantizeReport(settings.name, meter.feeds, len(meter.ranges()), warnings=notes)
+        _check_conversion(model, work, first)
+    meter = measure_ranges(work, wanted_tensors(selection.chosen), all_feeds, progress, method)
+    measured = meter.ranges()
+    notes.extend(meter.notes)
+    report = QuantizeReport(settings.name, meter.feeds, len(measured), warnings=notes)
     if meter.feeds == 1 and _batch(first) < _FEW_SAMPLES:
         report.warnings.append("one calibration feed of few samples: ranges may be too narrow")
     naming = Naming(work)
-    ranges = _complete(meter.ranges(), wanted_tensors(selection.chosen), report)
+    ranges = _complete(measured, wanted_tensors(selection.chosen), report)
     naming.apply()
     engine_ranges = {naming.new_name(name): found for name, found in ranges.items()}
     engine_feed = {naming.new_name(name): item for name, item in first.items()}

@@ -224,6 +224,51 @@ def accuracy(
         RuntimeRefusedError: the model does not run on the data.
     """
     specs = session.inputs if specs is None else specs
+    return measure_labelled(session, _labelled(specs, labels, batch_size))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled data in memory.
+
+    Attributes:
+        feeds: inputs by name, in order.
+        targets: one label per sample: classes (integers) or outputs (floats).
+        source: where it came from, for messages.
+    """
+
+    feeds: Sequence[Mapping[str, Any]]
+    targets: Array
+    source: str
+
+
+def read_labelled(
+    model: ir.Model, labels: str | os.PathLike[str], *, batch_size: int = 32
+) -> Labelled:
+    """Reads labelled data once, to measure several models with `measure_labelled`.
+
+    Raises:
+        DataError: no labels, or inputs that do not fit the model.
+    """
+    return _labelled(input_specs(model), labels, batch_size)
+
+
+def measure_labelled(session: Session, labelled: Labelled) -> Accuracy:
+    """Measures an open model on labelled data; see `accuracy`.
+
+    Raises:
+        DataError: the labels do not fit the first output.
+        RuntimeRefusedError: the model does not run on the data.
+    """
+    meter = _Top1() if labelled.targets.dtype.kind in "iu" else _Psnr()
+    done = 0
+    for feed in labelled.feeds:
+        answer = np.asarray(session.run(feed)[0])
+        done += meter.add(answer, labelled.targets[done:], labelled.source)
+    return meter.result(done)
+
+
+def _labelled(specs: Sequence[Any], labels: str | os.PathLike[str], batch_size: int) -> Labelled:
     arrays = load_arrays(labels)
     targets = _targets(arrays, str(labels))
     inputs = {spec.name: arrays[spec.name] for spec in specs if spec.name in arrays}
@@ -231,12 +276,7 @@ def accuracy(
     if len(targets) not in lengths.values():
         raise DataError(f"{labels} holds {len(targets)} labels for samples: {lengths}")
     feeds = read_feeds(labels, specs, batch_size=batch_size)
-    meter = _Top1() if targets.dtype.kind in "iu" else _Psnr()
-    done = 0
-    for feed in feeds:
-        answer = np.asarray(session.run(feed)[0])
-        done += meter.add(answer, targets[done:], str(labels))
-    return meter.result(done)
+    return Labelled(list(feeds), targets, str(labels))
 
 
 def _targets(arrays: Mapping[str, Array], source: str) -> Array:

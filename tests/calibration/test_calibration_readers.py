@@ -210,7 +210,7 @@ def test_pickled_objects_are_refused(tmp_path):
 def test_missing_files_and_empty_folders(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_feeds(tmp_path / "none.npz", OPEN)
-    with pytest.raises(DataError, match=r"holds no \.npz file; wanted: .*x float32 \[N, 3\]"):
+    with pytest.raises(DataError, match=r"holds no \.npz file, .*; wanted: .*x float32 \[N, 3\]"):
         read_feeds(tmp_path, OPEN)
 
 

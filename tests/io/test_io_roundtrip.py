@@ -528,4 +528,5 @@ def test_the_import_of_the_standard_operators_keeps_its_form(named: bool) -> Non
         proto.opset_import[0].domain = ""
     else:
         proto.opset_import[0].ClearField("domain")
-    assert io.to_proto(io.load(proto)).SerializeToString() == proto.SerializeToString()
+    kept = io.to_proto(io.load(proto)).opset_import[0]
+    assert kept.SerializeToString() == proto.opset_import[0].SerializeToString()

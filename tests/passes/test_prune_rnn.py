@@ -186,7 +186,7 @@ def test_one_weight_of_the_candidate_gate_moves_a_unit(op_type, part):
 
 
 @pytest.mark.parametrize("op_type", GATES)
-def test_two_directions_lose_the_same_units(op_type):
+def test_two_directions_lose_equally_many_units(op_type):
     net = Net()
     gates, candidate = GATES[op_type]
     w = net.random(2, gates, 8, 12, scale=0.3)
@@ -202,9 +202,9 @@ def test_two_directions_lose_the_same_units(op_type):
     y = net.op("Transpose", [y], perm=[0, 2, 1, 3])
     y = net.op("Reshape", [y, net.weight("joined", np.array([0, 0, -1]))], 16)
     pruned = Pruned(net.model(net.linear(y, 8, "out")))
-    assert pruned.dims("w") == (2, gates * 4, 12)  # all but 0, 4, 6 and 7
-    assert pruned.dims("r") == (2, gates * 4, 4)
-    assert pruned.dims("out.w") == (8, 8)
+    assert pruned.dims("w") == (2, gates * 3, 12)  # five of each, at other places
+    assert pruned.dims("r") == (2, gates * 3, 3)
+    assert pruned.dims("out.w") == (6, 8)
     pruned.assert_equal()
 
 
@@ -320,3 +320,141 @@ def test_random_stacks_keep_their_outputs():
 def test_many_more_random_stacks_keep_their_outputs():
     for seed in range(60, 1000):
         stack(seed)
+
+
+def two_ways(net: Net, op_type: str, *, dead, units: int = 8, inputs=None, last: bool = False):
+    """A bidirectional layer of which each direction has its own dead units."""
+    gates, candidate = GATES[op_type]
+    w, r = net.random(2, gates, units, 12, scale=0.3), net.random(2, gates, units, units, scale=0.3)
+    b = net.random(2, 2, gates, units, scale=0.3)
+    for direction, zero in enumerate(dead):
+        w[direction, candidate, zero] = r[direction, candidate, zero] = 0
+        b[direction, :, candidate, zero] = 0
+    names = [
+        net.weight("w", w.reshape(2, gates * units, 12)),
+        net.weight("r", r.reshape(2, gates * units, units)),
+        net.weight("b", b.reshape(2, -1)),
+    ]
+    more = [(inputs or {}).get(index, "") for index in range(4, 8)]
+    while more and not more[-1]:
+        more.pop()
+    x = sequence(net)
+    y = net.op(op_type, [x, *names, *more], units, hidden_size=units, direction="bidirectional")
+    if last:
+        net.nodes[-1].output.append(f"{y}_h")
+        net.channels[f"{y}_h"] = units
+        parts = [
+            net.op("Gather", [f"{y}_h", net.weight(f"way{way}", np.array(way))], units, axis=0)
+            for way in (-2, -1)
+        ]
+        return net.op("Concat", parts, 2 * units, axis=1)
+    y = net.op("Transpose", [y], perm=[0, 2, 1, 3])
+    return net.op("Reshape", [y, net.weight("to", np.array([0, 0, -1]))], 2 * units)
+
+
+DEAD = ([0, 1, 4, 6, 7], [0, 2, 3, 4, 5, 6, 7])
+
+
+@pytest.mark.parametrize("op_type", GATES)
+@pytest.mark.parametrize("reset", [0, 1])
+def test_each_direction_loses_other_units(op_type, reset):
+    net = Net()
+    y = two_ways(net, op_type, dead=DEAD)
+    if op_type == "GRU":
+        net.nodes[0].attribute.append(helper.make_attribute("linear_before_reset", reset))
+    pruned = Pruned(net.model(net.linear(y, 8, "out")))
+    dims_of_two(pruned, op_type, 3)
+    assert pruned.dims("out.w") == (6, 8)
+    pruned.assert_equal()
+
+
+def dims_of_two(pruned: Pruned, op_type: str, units: int) -> None:
+    gates, _ = GATES[op_type]
+    assert pruned.dims("w") == (2, gates * units, 12)
+    assert pruned.dims("r") == (2, gates * units, units)
+    assert pruned.dims("b") == (2, 2 * gates * units)
+    (node,) = [node for node in pruned.after.graph if node.op_type == op_type]
+    assert node.attributes.get_int("hidden_size") == units
+
+
+@pytest.mark.parametrize("op_type", GATES)
+def test_last_states_of_both_directions(op_type):
+    net = Net()
+    pruned = Pruned(net.model(net.linear(two_ways(net, op_type, dead=DEAD, last=True), 8, "out")))
+    dims_of_two(pruned, op_type, 3)
+    pruned.assert_equal()
+
+
+def test_a_direction_of_zeros_keeps_as_many_units_as_the_other():
+    net = Net()
+    y = two_ways(net, "LSTM", dead=(range(8), [0, 1]))
+    pruned = Pruned(net.model(net.linear(y, 8, "out")))
+    dims_of_two(pruned, "LSTM", 6)
+    assert "both directions of LSTM stay" in pruned.reasons()
+    pruned.assert_equal()
+
+
+def test_two_directions_with_peepholes_and_constant_states():
+    net = Net()
+    start = np.zeros((2, 3, 8), np.float32)
+    start[0, :, 1] = 0.5
+    inputs = {
+        5: net.weight("h0", start),
+        6: net.weight("c0", np.zeros((2, 3, 8), np.float32)),
+        7: net.weight("p", net.random(2, 24, scale=0.3)),
+    }
+    y = two_ways(net, "LSTM", dead=DEAD, inputs=inputs)
+    net.inputs[0].type.tensor_type.shape.dim[1].dim_value = 3
+    pruned = Pruned(net.model(net.linear(y, 8, "out")))
+    dims_of_two(pruned, "LSTM", 4)  # one unit does not start at zero
+    assert pruned.dims("p") == (2, 12)
+    assert pruned.dims("h0") == pruned.dims("c0") == (2, 3, 4)
+    pruned.assert_equal()
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_states_that_are_filled_with_zeros_for_the_batch(expanded):
+    net = Net()
+    sizes = [net.weight("two", np.array([2])), "batch", net.weight("units", np.array([8]))]
+    start = filled(net, "LSTM", sizes, expanded=expanded)
+    y = two_ways(net, "LSTM", dead=DEAD, inputs={5: start, 6: start})
+    order = [net.nodes[index] for index in (-3, *range(len(net.nodes) - 3), -2, -1)]
+    net.nodes = [*order[1:-2], order[0], *order[-2:]]
+    pruned = Pruned(net.model(net.linear(y, 8, "out")))
+    # A small constant that is expanded is one for both directions: 0, 4, 6 and 7 go.
+    dims_of_two(pruned, "LSTM", 4 if expanded else 3)
+    pruned.assert_equal()
+
+
+def filled(net: Net, op_type: str, sizes: list[str], *, expanded: bool) -> str:
+    shape = net.op("Shape", ["x"], 0)
+    net.channels["x"] = 12
+    batch = net.op("Gather", [shape, net.weight("one", np.array([1]))], 0, axis=0, out="batch")
+    assert batch in sizes
+    shape = net.op("Concat", sizes, 0, axis=0)
+    if expanded:
+        zeros = net.weight("zeros", np.zeros((2, 1, 8), np.float32))
+        return net.op("Expand", [zeros, shape], 8)
+    return net.op("ConstantOfShape", [shape], 8)
+
+
+def test_a_state_that_is_an_input_is_named():
+    net = Net()
+    start = net.input("h0", [1, "n", 32], axis=2)
+    net.inputs.clear()
+    x = sequence(net)
+    net.input("h0", [1, "n", 32], axis=2)
+    y = recurrent(net, x, "GRU", "a", zero=HALF, inputs={5: start})
+    pruned = Pruned(net.model(net.linear(squeezed(net, y), 8, "out")))
+    assert pruned.changes == 0
+    assert "a.w: 16 zeroed units stay: the initial state 'h0' is not zero" in pruned.reasons()
+
+
+def test_a_form_that_is_not_pruned_is_named():
+    net = Net()
+    y = recurrent(net, sequence(net), "GRU", "a", zero=HALF, layout=1)
+    net.inputs[0].type.tensor_type.shape.dim[1].dim_value = 4
+    pruned_model = net.model(net.linear(squeezed(net, y, 2), 8, "out"))
+    pruned = Pruned(pruned_model)
+    assert pruned.changes == 0
+    assert "a.w: zeroed units or features stay: GRU with the batch first" in pruned.reasons()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graph_check import parse
 
-from onnxslim.errors import DataError
+from onnxslim.errors import DataError, UsageError
 from onnxslim.runtime.ranges import RangeMeter, measure_ranges
 
 MODEL = """
@@ -102,3 +102,33 @@ def test_what_the_runtime_refuses_is_told_with_the_sample() -> None:
     pair = {"x": np.zeros(3, np.float32), "w": np.zeros(2, np.float32)}
     with pytest.raises(DataError, match="calibration sample 0: onnxruntime cannot run"):
         measure_ranges(parse(clash), ["y"], [pair])
+
+
+TAIL = """
+net (float[N,M] x) => (float[N,M] y, float[N,M] p) {
+   a = Neg (x)
+   y = Mul (a, a)
+   s = Mul (a, x)
+   p = Softmax (s)
+}
+"""
+
+
+def test_methods_narrow_ranges_but_not_those_of_scores() -> None:
+    x = np.random.default_rng(0).standard_normal((100, 2000)).astype(np.float32)
+    x[0, 0] = 60
+    names = ["x", "a", "y", "s", "p"]
+    whole = measure_ranges(parse(TAIL), names, [{"x": x}]).ranges()
+    meter = measure_ranges(parse(TAIL), names, [{"x": x}], method="auto")
+    found = meter.ranges()
+    assert found["x"][1] < 60 == whole["x"][1]
+    assert found["a"][0] > -60
+    assert meter.choices()["x"].method != "minmax"
+    for name in ("y", "s", "p"):  # the last value, what is squashed at the end, and its result
+        assert found[name] == pytest.approx((min(whole[name][0], 0), max(whole[name][1], 0)))
+    assert list(found) == names
+
+
+def test_unknown_methods() -> None:
+    with pytest.raises(UsageError, match="no calibration method is called 'best'"):
+        RangeMeter(parse(TAIL), ["x"], method="best")

@@ -77,6 +77,7 @@ class Contraction:
         no_fold: why not, for the report.
         merge: where nothing can be folded, one constant channel may stand for all of them, since
             the weight has no other reader.
+        why: why the operator needs what it reads, for the report; empty for plain weighted sums.
     """
 
     node: ir.Node
@@ -86,6 +87,7 @@ class Contraction:
     fold: Callable[[Edits, Array], None] | None
     no_fold: str = ""
     merge: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,58 @@ class Balance:
         groups: how many groups the channels of either side are cut into, in order.
         inputs: the channels that enter.
         outputs: the channels that leave.
+        may_go: a group of which nothing is needed goes as a whole.
     """
 
     node: ir.Node
     groups: int
     inputs: Channels
     outputs: Channels
+    may_go: bool = True
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Several axes of a value that share one array of atoms, as heads and their dimensions do.
+
+    What stays of the array is a block again: `Grid` says so.
+
+    Attributes:
+        axes: the axis of the value for each axis of the array.
+        ids: the atom of each coordinate, two axes or more.
+        lines: for each axis of the array but the last, one atom per index, that stays or goes with
+            everything at this index.
+        known: the constant of each coordinate, NaN when unknown.
+        dtype: the element type, also where shape inference does not know it.
+    """
+
+    axes: tuple[int, ...]
+    ids: Ids
+    lines: tuple[Ids, ...]
+    known: Known
+    dtype: ir.DataType | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An array of atoms of which a block stays: some rows, with equally many coordinates each.
+
+    Which coordinates of a row stay may differ from row to row. A row is what the indices along all
+    axes but the last name; it stays when all its lines stay, and then with one coordinate at least.
+
+    Attributes:
+        node: what asks for it, for the report.
+        ids: the atom of each coordinate, two axes or more.
+        lines: for each axis but the last, one atom per index.
+        reads: the coordinates that each row that stays needs; None for no such.
+        known: the constant of each coordinate, NaN when unknown.
+    """
+
+    node: ir.Node
+    ids: Ids
+    lines: tuple[Ids, ...]
+    reads: npt.NDArray[np.bool_] | None
+    known: Known
 
 
 @dataclass
@@ -112,10 +160,12 @@ class Edits:
     Attributes:
         kept: the mask of coordinates that stay, for an array of atoms.
         initializer: adds a constant to the graph under a fresh name like the given one.
+        fresh_name: gives an unused name like the given one, for a new value.
     """
 
     kept: Callable[[Ids], npt.NDArray[np.bool_]]
     initializer: Callable[[Array, str], ir.Value]
+    fresh_name: Callable[[str], str]
 
 
 @dataclass
@@ -128,12 +178,21 @@ class Pin:
 
 @dataclass
 class Channelled:
-    """The result of the walk over one graph; rules fill it in."""
+    """The result of the walk over one graph; rules fill it in.
+
+    Some attributes:
+        compensate_norms: may a norm over the channels lose zero channels and be corrected for it?
+        handled: nodes that the rule of an earlier node has taken care of.
+        notes: weights and why what is dead in them stays, where no atom tells.
+    """
 
     graph: ir.Graph
     opset: int
     evaluate: Evaluate
     is_function: bool = False
+    compensate_norms: bool = False
+    handled: set[ir.Node] = field(default_factory=set)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     values: dict[ir.Value, Channels] = field(default_factory=dict)
     slots: dict[ir.Value, dict[int, Ids]] = field(default_factory=dict)
@@ -142,6 +201,8 @@ class Channelled:
     pins: list[Pin] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     balances: list[Balance] = field(default_factory=list)
+    joints: dict[ir.Value, Joint] = field(default_factory=dict)
+    grids: list[Grid] = field(default_factory=list)
     sources: list[tuple[str, ir.Value]] = field(default_factory=list)
     fixes: list[tuple[Ids, Callable[[Edits], None]]] = field(default_factory=list)
 
@@ -225,17 +286,20 @@ class Channelled:
         self.pin(ids, f"{label(value)} is not computed from prunable weights")
         return Channels(axis, ids)
 
-    def record(self, node: ir.Node, index: int, axes: Mapping[int, Ids]) -> None:
+    def record(
+        self, node: ir.Node, index: int, axes: Mapping[int, Ids], *, tied: bool = False
+    ) -> None:
         """Says that input ``index``, a constant, may be cut along these axes with these atoms.
 
         A small constant with one such axis (a bias) is copied where its readers need different
-        cuts. Any other is one tensor for all its readers, which ties their atoms.
+        cuts. Any other, or one that is ``tied``, is one tensor for all its readers, which ties
+        their atoms.
         """
         value = node.inputs[index]
         tensor = constant_tensor(value)
         assert value is not None
         assert tensor is not None
-        if len(axes) == 1 and tensor.nbytes <= SMALL_BYTES:
+        if not tied and len(axes) == 1 and tensor.nbytes <= SMALL_BYTES:
             self.vectors[(node, index)] = next(iter(axes.items()))
             return
         slots = self.slots.setdefault(value, {})
@@ -255,6 +319,10 @@ class Channelled:
             axis: the axis inside the constant.
             ids: atoms of that axis.
         """
+        tracked = self.of(node.inputs[index])
+        if tracked is not None:  # behind a DequantizeLinear
+            self.unite(tracked.ids, ids)
+            return tracked.filled()
         known = uniform(node.inputs[index], axis)
         self.record(node, index, {axis: ids})
         return np.full(len(ids), np.nan) if known is None else known
@@ -267,10 +335,14 @@ class Channelled:
             found = self.values.get(value)
             if found is not None:
                 self.pin(found.ids, f"{node_label(node)}: {reason}")
+            joint = self.joints.get(value)
+            if joint is not None:
+                self.pin(joint.ids.reshape(-1), f"{node_label(node)}: {reason}")
             self.uses.get(value, {}).pop((node, index), None)
             self.vectors.pop((node, index), None)
         for output in node.outputs:
             self.values.pop(output, None)
+            self.joints.pop(output, None)
 
 
 def label(value: ir.Value | None) -> str:

@@ -45,6 +45,8 @@ def constant_operands(state: Channelled) -> Iterator[ConstantOperand]:
             count = rank(value)
             if value is None or value.dtype is None or count is None or is_constant(other):
                 continue
+            if is_op(value.producer(), "DequantizeLinear"):
+                continue  # the runtime joins it with the operator to integer arithmetic
             if other is not value and same_shape(other, node.outputs[0]):
                 shape = (len(channels.ids), *[1] * (count - channels.axis - 1))
                 vector = channels.known.astype(value.dtype.numpy()).reshape(shape)

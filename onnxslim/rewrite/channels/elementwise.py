@@ -20,6 +20,7 @@ from onnxslim.rewrite.channels.atoms import (
     label,
     node_label,
 )
+from onnxslim.rewrite.channels.sign import is_positive
 
 # Smooth enough that a constant known up to rounding stays known up to rounding.
 CONTINUOUS = (
@@ -39,14 +40,14 @@ def unary(state: Channelled, node: ir.Node) -> None:
     for value in node.inputs[1:]:
         if value is not None and scalar(value) is None:
             raise Barrier(f"{label(value)} is not a constant number")
-    channels = _tracked(state, node)
-    known = _evaluated(state, node, channels) if node.op_type in CONTINUOUS else None
+    channels = tracked_on(state, node)
+    known = evaluated(state, node, channels) if node.op_type in CONTINUOUS else None
     state.track(node.outputs[0], channels.axis, channels.ids, known, channels.dtype)
 
 
 def cast(state: Channelled, node: ir.Node) -> None:
     """Cast: between float types constants are rounded; to anything else nothing is known."""
-    channels = _tracked(state, node)
+    channels = tracked_on(state, node)
     target = node.outputs[0].dtype
     keeps = target is not None and target.is_floating_point() and target.bitwidth >= 16
     known = channels.known if keeps else None
@@ -59,11 +60,11 @@ def passing(state: Channelled, node: ir.Node) -> None:
         raise Barrier("its mask is used")
     if not is_deterministic(node):
         raise Barrier("it may be in training mode")
-    channels = _tracked(state, node)
+    channels = tracked_on(state, node)
     state.track(node.outputs[0], channels.axis, channels.ids, channels.known, channels.dtype)
 
 
-def _evaluated(state: Channelled, node: ir.Node, channels: Channels) -> Known | None:
+def evaluated(state: Channelled, node: ir.Node, channels: Channels) -> Known | None:
     """Runs the operator itself on the distinct constants, in the type of the value."""
     if channels.known is None or channels.dtype is None:
         return None
@@ -91,6 +92,11 @@ def _divide(first: Known, second: Known) -> Known:
     return np.asarray(known)
 
 
+def _power(first: Known, second: Known) -> Known:
+    known = np.power(first, second)
+    return np.where((first == 0) & (second > 0), 0.0, np.where(first == 0, np.nan, known))
+
+
 def _prelu(first: Known, second: Known) -> Known:
     return np.where(first >= 0, first, first * second)
 
@@ -103,12 +109,13 @@ _ARITHMETIC: dict[str, Callable[[Known, Known], Known]] = {
     "Div": _divide,
     "Max": np.maximum,
     "Min": np.minimum,
+    "Pow": _power,
     "PRelu": _prelu,
 }
 # Per element without anything known of the result.
 OPAQUE = (
     *("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mean", "Mod", "Or"),
-    *("Pow", "Where", "Xor"),
+    *("Where", "Xor"),
 )
 BROADCASTING = (*_ARITHMETIC, *OPAQUE)
 
@@ -201,6 +208,8 @@ def _combined(node: ir.Node, parts: list[Known]) -> Known | None:
     with np.errstate(all="ignore"):
         for part in parts[1:]:
             known = combine(known, part)
+    if node.op_type == "Div" and is_positive(node.inputs[1]):
+        known = np.where(parts[0] == 0, 0.0, known)
     return known
 
 
@@ -208,45 +217,31 @@ def max_pool(state: Channelled, node: ir.Node) -> None:
     """MaxPool without indices; padding never wins."""
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         raise Barrier("the indices of MaxPool count channels")
-    channels = _tracked(state, node, axis=1)
+    channels = tracked_on(state, node, axis=1)
     plain = all(step == 1 for step in node.attributes.get_ints("dilations", ()))
     state.track(node.outputs[0], 1, channels.ids, channels.known if plain else None, channels.dtype)
 
 
 def average_pool(state: Channelled, node: ir.Node) -> None:
     """AveragePool: zeros stay; another constant stays where padding is not averaged in."""
-    channels = _tracked(state, node, axis=1)
+    channels = tracked_on(state, node, axis=1)
     auto = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     padded = auto or any(node.attributes.get_ints("pads", ()))
     ceil = node.attributes.get_int("ceil_mode", 0)
     counted = padded and node.attributes.get_int("count_include_pad", 0) != 0
-    known = _zeros_only(channels) if counted or ceil else channels.known
+    known = zeros_only(channels) if counted or ceil else channels.known
     state.track(node.outputs[0], 1, channels.ids, known, channels.dtype)
 
 
 def global_pool(state: Channelled, node: ir.Node) -> None:
     """GlobalAveragePool and GlobalMaxPool keep a constant."""
-    channels = _tracked(state, node, axis=1)
+    channels = tracked_on(state, node, axis=1)
     state.track(node.outputs[0], 1, channels.ids, channels.known, channels.dtype)
 
 
 KEEPING_REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin")
-REDUCTIONS = (*KEEPING_REDUCTIONS, "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
-
-
-def reduction(state: Channelled, node: ir.Node) -> None:
-    """A reduction over other axes than the tracked one."""
-    channels = _tracked(state, node)
-    axes_count = rank(node.inputs[0])
-    axes = reduced_axes(node, axes_count) if axes_count is not None else None
-    if not axes:
-        raise Barrier("the axes it reduces are unknown")
-    if channels.axis in axes:
-        raise Barrier("it reduces over the channels")
-    keeps = node.attributes.get_int("keepdims", 1)
-    axis = channels.axis if keeps else channels.axis - sum(other < channels.axis for other in axes)
-    known = channels.known if node.op_type in KEEPING_REDUCTIONS else _zeros_only(channels)
-    state.track(node.outputs[0], axis, channels.ids, known, channels.dtype)
+SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
+REDUCTIONS = (*KEEPING_REDUCTIONS, *SUMS)
 
 
 def reduced_axes(node: ir.Node, count: int) -> list[int] | None:
@@ -260,21 +255,18 @@ def reduced_axes(node: ir.Node, count: int) -> list[int] | None:
     return [axis % count for axis in axes]
 
 
-def softmax(state: Channelled, node: ir.Node) -> None:
-    """Softmax over another axis than the tracked one (from opset 13 on, one axis only)."""
-    channels = _tracked(state, node)
-    count = rank(node.inputs[0])
-    axis = node.attributes.get_int("axis", -1)
-    if state.opset < 13 or count is None or axis % count == channels.axis:
-        raise Barrier("each of its outputs depends on all channels")
-    state.track(node.outputs[0], channels.axis, channels.ids)
+def lp_pool(state: Channelled, node: ir.Node) -> None:
+    """LpPool, GlobalLpPool: zeros stay zero."""
+    channels = tracked_on(state, node, axis=1)
+    state.track(node.outputs[0], 1, channels.ids, zeros_only(channels), channels.dtype)
 
 
-def _zeros_only(channels: Channels) -> Known:
+def zeros_only(channels: Channels) -> Known:
+    """What is known of the channels, as far as they are zero."""
     return np.where(channels.filled() == 0, 0.0, np.nan)
 
 
-def _tracked(state: Channelled, node: ir.Node, axis: int | None = None) -> Channels:
+def tracked_on(state: Channelled, node: ir.Node, axis: int | None = None) -> Channels:
     """The channels of the first input, on ``axis`` when one is asked for.
 
     Raises:

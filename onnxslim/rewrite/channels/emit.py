@@ -9,7 +9,15 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import add_initializer
-from onnxslim.rewrite.channels.atoms import Array, Channelled, Channels, Contraction, Edits, Ids
+from onnxslim.rewrite.channels.atoms import (
+    Array,
+    Channelled,
+    Channels,
+    Contraction,
+    Edits,
+    Ids,
+)
+from onnxslim.rewrite.channels.joint import lengths_in
 from onnxslim.rewrite.channels.need import Mask, Need
 
 
@@ -25,7 +33,7 @@ def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> Non
     def initializer(content: Array, base: str) -> ir.Value:
         return new_constant(state, content, fresh_name(base))
 
-    edits = Edits(need.kept, initializer)
+    edits = Edits(need.kept, initializer, fresh_name)
     used = [value for value in state.graph.initializers.values() if value.uses()]
     folds = [(part, _folded(part, need)) for part in state.contractions if part.fold is not None]
     for part in state.contractions:
@@ -40,8 +48,7 @@ def emit(state: Channelled, need: Need, fresh_name: Callable[[str], str]) -> Non
     for ids, fix in state.fixes:
         if not need.kept(ids).all():
             fix(edits)
-    for value, channels in state.values.items():
-        _cut_shape(value, channels, need)
+    _cut_shapes(state, need)
     for value in used:
         if not value.uses() and not value.is_graph_output() and value.name is not None:
             del state.graph.initializers[value.name]
@@ -84,7 +91,8 @@ def _merge_constants(part: Contraction, need: Need) -> None:
     constants = ~np.isnan(known) & (known != 0)
     kept = need.kept(part.inputs.ids)
     gone = np.flatnonzero(constants & ~kept)
-    gone = gone[part.weight.matrix()[need.kept(part.outputs)][:, gone].any(axis=0)]
+    looked_at = need.kept(part.outputs) & ~need.held(part.outputs)
+    gone = gone[part.weight.matrix()[looked_at][:, gone].any(axis=0)]
     value = part.node.inputs[1]
     if not gone.size or value is None:
         return
@@ -154,6 +162,19 @@ def store(value: ir.Value, new: ir.TensorProtocol) -> None:
         return
     producer.attributes.clear()
     producer.attributes["value"] = ir.AttrTensor("value", new)
+
+
+def _cut_shapes(state: Channelled, need: Need) -> None:
+    """Tells every value how long its axes are now."""
+    for value, channels in state.values.items():
+        _cut_shape(value, channels, need)
+    for value, joint in state.joints.items():
+        if value.shape is None or need.kept(joint.ids).all():
+            continue
+        dims = list(value.shape)
+        for axis, length in lengths_in(joint, need.kept).items():
+            dims[axis] = length
+        value.shape = ir.Shape(dims)
 
 
 def _cut_shape(value: ir.Value, channels: Channels, need: Need) -> None:

@@ -41,7 +41,10 @@ def concat(state: Channelled, node: ir.Node) -> None:
     axis = tracked[0].axis
     if any(found.axis != axis for found in tracked):
         raise Barrier("its inputs are tracked along different axes")
-    sizes = [dim(value, axis) for value in node.inputs]
+    sizes = [
+        dim(value, axis) if (found := state.of(value)) is None else len(found.ids)
+        for value in node.inputs
+    ]
     if not all(isinstance(size, int) for size in sizes):
         raise Barrier("the size of an input is unknown")
     parts = [
@@ -273,3 +276,29 @@ def resize(state: Channelled, node: ir.Node) -> None:
         state.track(node.outputs[0], channels.axis, channels.ids, known)
     else:
         raise Barrier("its scales are unknown or scale the channels")
+
+
+def expand(state: Channelled, node: ir.Node) -> None:
+    """Expand that leaves the tracked axis as long as it is."""
+    channels, count = tracked_input(state, node)
+    total = rank(node.outputs[0])
+    if total is None or len(channels.ids) == 1:
+        raise Barrier("it widens the channels")
+    axis = channels.axis + total - count
+    state.track(node.outputs[0], axis, channels.ids, channels.known, channels.dtype)
+    numbers = int_list(node.inputs[1])
+    place = axis if numbers is None else axis - total + len(numbers)
+    if place >= 0 and (numbers is None or numbers[place] != 1):
+        fix = spelled_count(state, node, node.inputs[1], place, channels.ids, "the shape")
+        state.fixes.append((channels.ids, fix))
+
+
+def tile(state: Channelled, node: ir.Node) -> None:
+    """Tile along other axes than the tracked one."""
+    channels, count = tracked_input(state, node)
+    repeats = int_list(node.inputs[1])
+    if repeats is None or len(repeats) != count:
+        raise Barrier("how often it repeats is unknown")
+    if repeats[channels.axis] != 1:
+        raise Barrier("it repeats the channels")
+    state.track(node.outputs[0], channels.axis, channels.ids, channels.known, channels.dtype)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim.ir.constants import constant_tensor, scalar
+from onnxslim.ir.constants import constant_tensor, is_constant, scalar
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import rank
 from onnxslim.rewrite.channels.atoms import (
@@ -17,78 +17,87 @@ from onnxslim.rewrite.channels.atoms import (
     Channels,
     Contraction,
     Edits,
+    Ids,
     Known,
     constant_shape,
     label,
     uniform,
 )
+from onnxslim.rewrite.channels.quantized import (
+    Stored,
+    is_quantized_sum,
+    quantized_constant,
+    stored_weight,
+)
+from onnxslim.rewrite.channels.transposed import turned_weight
 from onnxslim.rewrite.channels.weight import Weight
 
 
 def plain_conv(state: Channelled, node: ir.Node) -> None:
     """Conv: with one group a contraction of axis 1, depthwise a scaling of axis 1."""
-    shape = weight_shape(node, 1)
+    stored = stored_weight(node, 1)
+    shape = stored.shape
     group = node.attributes.get_int("group", 1)
     if group != 1:
-        _depthwise(state, node, shape, group)
+        _depthwise(state, node, stored, group)
         return
-    weight = Weight(tensor_of(node, 1), out_axis=0)
+    weight = Weight(stored.tensor, 0, stored.scheme)
     bias = bias_known(node, shape[0])
     padded = is_padded(node)
     inputs = state.on_axis(node.inputs[0], 1, shape[1])
     outputs = state.fresh(shape[0])
     known = sum_known(weight, inputs, bias, exact=padded)
-    state.track(node.outputs[0], 1, outputs, known, weight.tensor.dtype)
-    state.record(node, 1, {0: outputs, 1: inputs.ids})
-    if optional_input(node, 2) is not None:
-        state.record(node, 2, {0: outputs})
+    state.track(node.outputs[0], 1, outputs, known, stored.dtype)
+    stored.record(state, {0: outputs, 1: inputs.ids})
+    record_bias(state, node, outputs)
     fold = None if padded else fold_into_input(node, 2)
-    part = Contraction(node, weight, inputs, outputs, fold, "enters a padded Conv", _owned(node))
+    no_fold = no_fold_reason(node, "enters a padded Conv")
+    part = Contraction(node, weight, inputs, outputs, fold, no_fold, _owned(node))
     add_contraction(state, part)
 
 
-def conv_transpose(state: Channelled, node: ir.Node) -> None:
+def plain_conv_transpose(state: Channelled, node: ir.Node) -> None:
     """ConvTranspose with one group: its weight is in by out. Only zero channels may be left out."""
-    shape = weight_shape(node, 1)
-    if node.attributes.get_int("group", 1) != 1:
-        raise Barrier("grouped ConvTranspose is not pruned")
-    weight = Weight(tensor_of(node, 1), out_axis=1)
+    stored = stored_weight(node, 1)
+    shape = stored.shape
+    weight = Weight(stored.tensor, 1, stored.scheme)
     bias = bias_known(node, shape[1])
     inputs = state.on_axis(node.inputs[0], 1, shape[0])
     outputs = state.fresh(shape[1])
     known = sum_known(weight, inputs, bias, exact=True)
-    state.track(node.outputs[0], 1, outputs, known, weight.tensor.dtype)
-    state.record(node, 1, {0: inputs.ids, 1: outputs})
-    if optional_input(node, 2) is not None:
-        state.record(node, 2, {0: outputs})
-    part = Contraction(node, weight, inputs, outputs, None, "enters a ConvTranspose", _owned(node))
+    state.track(node.outputs[0], 1, outputs, known, stored.dtype)
+    stored.record(state, {0: inputs.ids, 1: outputs})
+    record_bias(state, node, outputs)
+    no_fold = no_fold_reason(node, "enters a ConvTranspose")
+    part = Contraction(node, weight, inputs, outputs, None, no_fold, _owned(node))
     add_contraction(state, part)
 
 
 def matmul(state: Channelled, node: ir.Node) -> None:
     """MatMul with a constant matrix on the right: a contraction of the last axis."""
-    shape = weight_shape(node, 1)
+    turned = turned_weight(node, 1)
+    stored, out_axis = (turned, 0) if turned is not None else (stored_weight(node, 1), 1)
     axes = rank(node.inputs[0])
-    if len(shape) != 2 or axes is None or axes < 2:
+    if len(stored.shape) != 2 or axes is None or axes < 2:
         raise Barrier("only a product with a constant matrix on the right is pruned")
-    weight = Weight(tensor_of(node, 1), out_axis=1)
-    inputs = state.on_axis(node.inputs[0], axes - 1, shape[0])
-    outputs = state.fresh(shape[1])
-    known = sum_known(weight, inputs, np.zeros(shape[1]), exact=False)
-    state.track(node.outputs[0], axes - 1, outputs, known, weight.tensor.dtype)
-    state.record(node, 1, {0: inputs.ids, 1: outputs})
-    reason = "enters a MatMul that no Add of a constant follows"
+    weight = Weight(stored.tensor, out_axis, stored.scheme)
+    inputs = state.on_axis(node.inputs[0], axes - 1, weight.inputs)
+    outputs = state.fresh(weight.outputs)
+    known = sum_known(weight, inputs, np.zeros(weight.outputs), exact=False)
+    state.track(node.outputs[0], axes - 1, outputs, known, stored.dtype)
+    stored.record(state, {out_axis: outputs, 1 - out_axis: inputs.ids})
+    reason = no_fold_reason(node, "enters a MatMul that no Add of a constant follows")
     fold = _fold_into_add(node)
     add_contraction(state, Contraction(node, weight, inputs, outputs, fold, reason, _owned(node)))
 
 
 def gemm(state: Channelled, node: ir.Node) -> None:
     """Gemm with constant B: a contraction of axis 1 of A."""
-    shape = weight_shape(node, 1)
-    if len(shape) != 2 or node.attributes.get_int("transA", 0) != 0:
+    stored = stored_weight(node, 1)
+    if len(stored.shape) != 2 or node.attributes.get_int("transA", 0) != 0:
         raise Barrier("Gemm with transA is not pruned")
     out_axis = 0 if node.attributes.get_int("transB", 0) else 1
-    weight = Weight(tensor_of(node, 1), out_axis)
+    weight = Weight(stored.tensor, out_axis, stored.scheme)
     alpha = node.attributes.get_float("alpha", 1.0)
     beta = node.attributes.get_float("beta", 1.0)
     bias_axis = _gemm_bias_axis(node, weight.outputs)
@@ -96,17 +105,19 @@ def gemm(state: Channelled, node: ir.Node) -> None:
     inputs = state.on_axis(node.inputs[0], 1, weight.inputs)
     outputs = state.fresh(weight.outputs)
     known = sum_known(weight, inputs, bias, exact=False, scale=alpha)
-    state.track(node.outputs[0], 1, outputs, known, weight.tensor.dtype)
-    state.record(node, 1, {out_axis: outputs, 1 - out_axis: inputs.ids})
+    state.track(node.outputs[0], 1, outputs, known, stored.dtype)
+    stored.record(state, {out_axis: outputs, 1 - out_axis: inputs.ids})
     if bias_axis is not None:
-        state.record(node, 2, {bias_axis: outputs})
+        record_bias(state, node, outputs, bias_axis)
     simple = optional_input(node, 2) is None or beta == 1.0
     fold = fold_into_input(node, 2, scale=alpha) if simple else None
-    part = Contraction(node, weight, inputs, outputs, fold, "enters a Gemm with beta", _owned(node))
+    no_fold = no_fold_reason(node, "enters a Gemm with beta")
+    part = Contraction(node, weight, inputs, outputs, fold, no_fold, _owned(node))
     add_contraction(state, part)
 
 
-def _depthwise(state: Channelled, node: ir.Node, shape: tuple[int, ...], group: int) -> None:
+def _depthwise(state: Channelled, node: ir.Node, stored: Stored, group: int) -> None:
+    shape = stored.shape
     if shape[1] != 1 or shape[0] % group:
         raise Barrier("grouped convolution is not pruned")
     multiplier = shape[0] // group
@@ -117,16 +128,15 @@ def _depthwise(state: Channelled, node: ir.Node, shape: tuple[int, ...], group: 
         state.unite(outputs, np.repeat(inputs.ids, multiplier))
     bias = bias_known(node, shape[0])
     entering = np.repeat(inputs.filled(), multiplier)
-    weights = tensor_of(node, 1).numpy().reshape(shape[0], -1)
+    weights = stored.numbers().reshape(shape[0], -1)
     if is_padded(node):
         entering = np.where(entering == 0, 0.0, np.nan)
     with np.errstate(all="ignore"):
         known = bias + entering * weights.astype(np.float64).sum(axis=1)
     known = np.where((weights == 0).all(axis=1), bias, known)
-    state.track(node.outputs[0], 1, outputs, known, tensor_of(node, 1).dtype)
-    state.record(node, 1, {0: outputs})
-    if optional_input(node, 2) is not None:
-        state.record(node, 2, {0: outputs})
+    state.track(node.outputs[0], 1, outputs, known, stored.dtype)
+    stored.record(state, {0: outputs})
+    record_bias(state, node, outputs)
     state.fixes.append((inputs.ids, _set_group(node, inputs)))
 
 
@@ -138,9 +148,14 @@ def _set_group(node: ir.Node, inputs: Channels) -> Callable[[Edits], None]:
 
 
 def _owned(node: ir.Node) -> bool:
-    """Is the node the only reader of its weight?"""
+    """Is the node the only reader of its weight, which is stored as it is?"""
     value = node.inputs[1]
-    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+    return (
+        is_constant(value)
+        and value is not None
+        and len(value.uses()) == 1
+        and not value.is_graph_output()
+    )
 
 
 def add_contraction(state: Channelled, contraction: Contraction) -> None:
@@ -148,6 +163,10 @@ def add_contraction(state: Channelled, contraction: Contraction) -> None:
     state.contractions.append(contraction)
     site = contraction.node.inputs[1]
     assert site is not None
+    producer = site.producer()
+    named = producer is not None and is_op(producer, "DequantizeLinear", "Transpose")
+    if producer is not None and named and producer.inputs[0]:
+        site = producer.inputs[0]
     state.sources.append((site.name or "", contraction.node.outputs[0]))
 
 
@@ -175,14 +194,16 @@ def sum_known(
 
 def fold_into_input(
     node: ir.Node, index: int, scale: float = 1.0
-) -> Callable[[Edits, Array], None]:
-    """Adds to the bias of a Conv or Gemm, which need not be there yet."""
+) -> Callable[[Edits, Array], None] | None:
+    """Adds to the bias of a Conv or Gemm, which need not be there yet; None for integer sums."""
+    if is_quantized_sum(node):
+        return None
+    dtype = stored_weight(node, 1).dtype
 
     def fold(edits: Edits, added: Array) -> None:
-        weight = tensor_of(node, 1)
         old = optional_input(node, index)
         held = 0.0 if old is None else tensor_of(node, index).numpy().astype(np.float64)
-        content = np.asarray(held + added * scale).astype(weight.dtype.numpy())
+        content = np.asarray(held + added * scale).astype(dtype.numpy())
         weight_value = node.inputs[1]
         base = old if old is not None else weight_value
         assert base is not None
@@ -196,10 +217,17 @@ def fold_into_input(
     return fold
 
 
+def no_fold_reason(node: ir.Node, reason: str) -> str:
+    """Why constants cannot be folded into a bias, where quantization alone does not tell."""
+    if is_quantized_sum(node):
+        return f"enters a quantized {node.op_type}, whose integer sums it would change"
+    return reason
+
+
 def _fold_into_add(node: ir.Node) -> Callable[[Edits, Array], None] | None:
     """Adds to the constant of the Add right behind a MatMul; None when there is no such Add."""
     uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or node.outputs[0].is_graph_output():
+    if len(uses) != 1 or node.outputs[0].is_graph_output() or is_quantized_sum(node):
         return None
     adder, index = uses[0].node, 1 - uses[0].idx
     if not is_op(adder, "Add") or adder.graph is not node.graph:
@@ -248,11 +276,24 @@ def weight_shape(node: ir.Node, index: int) -> tuple[int, ...]:
     return shape
 
 
+def record_bias(state: Channelled, node: ir.Node, outputs: Ids, axis: int = 0) -> None:
+    """A bias, if there is one, loses the channels that the outputs lose."""
+    value = optional_input(node, 2)
+    tracked = state.of(value)
+    if tracked is not None:
+        state.unite(tracked.ids, outputs)
+    elif value is not None:
+        state.record(node, 2, {axis: outputs})
+
+
 def bias_known(node: ir.Node, size: int) -> Known:
     """The bias of a Conv per output channel; zeros when there is none."""
     value = optional_input(node, 2)
     if value is None:
         return np.zeros(size)
+    quantized = quantized_constant(value)
+    if quantized is not None and quantized.shape == (size,):
+        return quantized
     if constant_shape(value) != (size,):
         raise Barrier(f"{label(value)} is not a constant bias")
     known = uniform(value, 0)
@@ -262,7 +303,9 @@ def bias_known(node: ir.Node, size: int) -> Known:
 def _gemm_bias_axis(node: ir.Node, size: int) -> int | None:
     """The axis of C that runs over output channels; None when C is missing or one number."""
     value = optional_input(node, 2)
-    shape = (1,) if value is None else constant_shape(value)
+    quantized = quantized_constant(value)
+    shape = quantized.shape if quantized is not None else constant_shape(value)
+    shape = (1,) if value is None else shape
     if shape is None:
         raise Barrier(f"{label(value)} is not a constant bias")
     if all(extent == 1 for extent in shape):
@@ -276,6 +319,9 @@ def _gemm_bias_known(node: ir.Node, axis: int | None, size: int) -> Known:
     value = optional_input(node, 2)
     if value is None:
         return np.zeros(size)
+    quantized = quantized_constant(value)
+    if quantized is not None and quantized.size in (1, size):
+        return np.broadcast_to(quantized.reshape(-1), (size,))
     if axis is None:
         number = scalar(value)
         return np.full(size, np.nan if number is None else float(number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,16 +13,25 @@ from onnxslim.rewrite.channels.atoms import (
     Channelled,
     Channels,
     Contraction,
+    Grid,
     Ids,
     Known,
     label,
     node_label,
 )
+from onnxslim.rewrite.channels.grids import uneven, unmet
+from onnxslim.rewrite.channels.watch import Watch
 
 Mask = npt.NDArray[np.bool_]
 
 # The weights that one constant gets for a larger one are at most this much larger.
 _MERGE_RATIO = 4.0
+
+# A node inside a reason, as `node_label` writes it.
+_NODE = re.compile(r"(\S+ -> '[^']*')")
+_AT_NODE = re.compile(r" in (\S+ -> '[^']*')$")
+
+_SUMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Need:
@@ -39,42 +49,101 @@ class Need:
     def __init__(self, state: Channelled) -> None:
         self.state = state
         self.roots = state.roots()
-        self._live: Mask = np.zeros(len(self.roots), dtype=np.bool_)
+        self.live: Mask = np.zeros(len(self.roots), dtype=np.bool_)
+        self._held: Mask = np.zeros(len(self.roots), dtype=np.bool_)
         self._reasons: list[str | Contraction] = []
         self._why = np.full(len(self.roots), -1, dtype=np.int64)
         self._seen = [0] * len(state.contractions)
         self._varying: dict[int, str] | None = None
+        self._burden: Ids | None = None
+        self._meet: dict[int, str] | None = None
+        contractions = [part.outputs for part in state.contractions]
+        grids = [np.concatenate([part.ids.ravel(), *part.lines]) for part in state.grids]
+        balances = [np.concatenate([part.inputs.ids, part.outputs.ids]) for part in state.balances]
+        self._contractions = Watch(self.roots, contractions, backward=True)
+        self._grids = Watch(self.roots, grids, backward=True)
+        self._balances = Watch(self.roots, balances, backward=False)
+        self._rows: dict[int, None] = {}
         for pin in state.pins:
             self._mark(pin.ids, pin.reason)
         self._settle()
 
     def kept(self, ids: Ids) -> Mask:
         """The coordinates that stay, for an array of atoms."""
-        return self._live[self.roots[ids]]
+        return self.live[self.roots[ids]]
 
     def any_removed(self) -> bool:
         """False when every atom stays."""
-        return not self._live[self.roots].all()
+        return not self.live[self.roots].all()
 
     def keep(self, ids: Ids, reason: str) -> None:
         """Pins more atoms, with everything that they need."""
         self._mark(ids, reason)
-        self._settle()
+        self._spread()
+
+    def hold(self, roots: Ids, reason: str) -> None:
+        """Keeps atoms that could go, without what they read: nobody looks at what they hold.
+
+        What is held as a constant still is one, for what is missing of its inputs is folded.
+        """
+        new = roots[~self.live[roots]]
+        self._held[new] = True
+        self._enliven(new, reason)
+        self._spread()
+
+    def held(self, ids: Ids) -> Mask:
+        """The coordinates that `hold` keeps, for an array of atoms."""
+        return self._held[self.roots[ids]]
+
+    def burden(self) -> Ids:
+        """Per root: 0 when it is zero where it is made, 1 when constant, 2 when only unread."""
+        if self._burden is None:
+            self._burden = np.zeros(len(self.roots), dtype=np.int64)
+            for _, value in self.state.sources:
+                channels = self.state.of(value)
+                if channels is not None:
+                    known = channels.filled()
+                    rank = np.where(known == 0, 0, np.where(np.isnan(known), 2, 1))
+                    np.maximum.at(self._burden, self.roots[channels.ids], rank)
+        return self._burden
 
     def reason(self, root: int) -> str:
         """Why an atom is kept."""
         found = self._reasons[self._why[root]]
         return found if isinstance(found, str) else self._read_reason(found, root)
 
+    def plain_reason(self, root: int) -> str:
+        """Why an atom is kept that nothing speaks against keeping."""
+        found = self._reasons[self._why[root]]
+        return found if isinstance(found, str) else f"{node_label(found.node)} reads it"
+
+    def causes(self, roots: Ids) -> Ids:
+        """Per root that is kept, a number; equal numbers have the same cause."""
+        return np.asarray(self._why[roots], dtype=np.int64)
+
+    def holder(self, root: int) -> str:
+        """The node that keeps an atom: its reader, or where a pin was put; empty for none."""
+        found = self._reasons[self._why[root]]
+        if isinstance(found, Contraction):
+            return node_label(found.node)
+        named = _NODE.match(found) or _AT_NODE.search(found)
+        return named.group(1) if named else ""
+
     def _mark(self, ids: Ids, reason: str | Contraction) -> bool:
         roots = self.roots[ids]
-        new = roots[~self._live[roots]]
+        new = roots[~self.live[roots] | self._held[roots]]
         if not new.size:
             return False
-        self._live[new] = True
+        self._held[new] = False
+        self._enliven(new, reason)
+        return True
+
+    def _enliven(self, new: Ids, reason: str | Contraction) -> None:
+        self.live[new] = True
         self._why[new] = len(self._reasons)
         self._reasons.append(reason)
-        return True
+        for watch in (self._contractions, self._grids, self._balances):
+            watch.touch(new)
 
     def _settle(self) -> None:
         """Spreads the need to what it needs, and gives each empty axis one coordinate.
@@ -90,17 +159,46 @@ class Need:
                 self._spread()
 
     def _spread(self) -> None:
-        while self._spread_once() or self._balance_once():
-            pass
+        """What needed atoms need; parts of which nothing came alive are not looked at again."""
+        while True:
+            while (index := self._contractions.next()) is not None:
+                self._spread_from(index)
+            if not self._grids_once() and not self._balance_once():
+                return
+
+    def _grids_once(self) -> bool:
+        """What blocks need, then (if nothing) equally long rows; each in one sweep, backward."""
+        waiting = self._grids.drain()
+        self._rows.update(dict.fromkeys(waiting))
+        changed = [self._unmet(self.state.grids[index]) for index in waiting]
+        if not any(changed):
+            rows = sorted(self._rows, reverse=True)
+            self._rows.clear()
+            changed = [self._uneven(self.state.grids[index]) for index in rows]
+        return any(changed)
+
+    def _unmet(self, part: Grid) -> bool:
+        wanted = [self._mark(ids, reason) for ids, reason in unmet(part, self.kept)]
+        return any(wanted)
+
+    def _uneven(self, part: Grid) -> bool:
+        wanted = [self._mark(ids, reason) for ids, reason in uneven(part, self.kept, self._line)]
+        return any(wanted)
+
+    def _line(self, atom: int) -> str:
+        return self.reason(int(self.roots[atom]))
 
     def _balance_once(self) -> bool:
-        return any(self._balance(part) for part in self.state.balances)
+        while (index := self._balances.next()) is not None:
+            if self._balance(self.state.balances[index]):
+                return True
+        return False
 
     def _balance(self, part: Balance) -> bool:
         """Fills up the groups that have fewer channels than another one; True for any."""
         sides = (part.inputs, part.outputs)
         kept = [self.kept(side.ids).reshape(part.groups, -1) for side in sides]
-        stays = kept[0].any(axis=1) | kept[1].any(axis=1)
+        stays = kept[0].any(axis=1) | kept[1].any(axis=1) | (not part.may_go)
         reason = f"{node_label(part.node)} needs equally many channels in every group"
         for side, mask in zip(sides, kept, strict=True):
             counts = mask.sum(axis=1)
@@ -109,18 +207,17 @@ class Need:
                 return self._mark(_cheapest(side, mask, missing), reason)
         return False
 
-    def _spread_once(self) -> bool:
-        changed = False
-        for index in reversed(range(len(self._seen))):
-            contraction = self.state.contractions[index]
-            live = self.kept(contraction.outputs)
-            count = int(live.sum())
-            if count == self._seen[index]:
-                continue
+    def _spread_from(self, index: int) -> None:
+        """Marks what one matrix operator needs for the outputs that are needed by now."""
+        contraction = self.state.contractions[index]
+        live = self.kept(contraction.outputs)
+        if _is_sum(contraction):
+            live &= ~self._held[self.roots[contraction.outputs]]
+        count = int(live.sum())
+        if count != self._seen[index]:
             self._seen[index] = count
             reads = self._reads(contraction, live)
-            changed |= self._mark(contraction.inputs.ids[reads], contraction)
-        return changed
+            self._mark(contraction.inputs.ids[reads], contraction)
 
     def _reads(self, contraction: Contraction, live: Mask) -> Mask:
         """The input channels that a matrix operator needs for these output channels."""
@@ -144,6 +241,8 @@ class Need:
         return reads
 
     def _read_reason(self, reader: Contraction, root: int) -> str:
+        if reader.why:
+            return f"{node_label(reader.node)} {reader.why}"
         where = np.flatnonzero(self.roots[reader.inputs.ids] == root)
         known = reader.inputs.filled()[where]
         constants = known[~np.isnan(known)]
@@ -151,6 +250,9 @@ class Need:
             return f"constant {constants[0]:g} {reader.no_fold}: {node_label(reader.node)}"
         source = self._varying_sources().get(root)
         from_where = f", and {source} does not give it as a constant" if source else ""
+        joint = self._joints().get(root)
+        if from_where and joint:
+            from_where += f" (they meet in {joint})"
         return f"{node_label(reader.node)} reads it{from_where}"
 
     def _varying_sources(self) -> dict[int, str]:
@@ -164,6 +266,30 @@ class Need:
                     for root in varies.tolist():
                         self._varying.setdefault(root, label(value))
         return self._varying
+
+    def _joints(self) -> dict[int, str]:
+        """Per root, the first node that makes something that varies of a constant."""
+        if self._meet is None:
+            self._meet = {}
+            for value, channels in self.state.values.items():
+                node = value.producer()
+                if node is None or len(node.inputs) < 2:
+                    continue
+                varies = channels.ids[np.isnan(channels.filled())]
+                entering = [self.state.of(item) for item in node.inputs]
+                constant = [
+                    found.ids[~np.isnan(found.filled())] for found in entering if found is not None
+                ]
+                for ids in constant:
+                    meeting = np.intersect1d(self.roots[varies], self.roots[ids])
+                    for root in meeting.tolist():
+                        self._meet.setdefault(root, node_label(node))
+        return self._meet
+
+
+def _is_sum(contraction: Contraction) -> bool:
+    """An operator whose outputs may be computed of fewer inputs, where nobody looks at them."""
+    return contraction.node.op_type in _SUMS and not contraction.why
 
 
 def _weighted(contraction: Contraction, live: Mask) -> Mask:

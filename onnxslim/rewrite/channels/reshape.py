@@ -11,7 +11,25 @@ import onnx_ir as ir
 from onnxslim.ir.constants import int_list, is_constant
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Channels, Edits, Ids, label
+from onnxslim.rewrite.channels.atoms import (
+    Barrier,
+    Channelled,
+    Channels,
+    Edits,
+    Ids,
+    Joint,
+    constant_shape,
+    label,
+)
+from onnxslim.rewrite.channels.joint import (
+    as_joint,
+    collapse,
+    joint_of,
+    length_along,
+    reduced,
+    track_joint,
+)
+from onnxslim.rewrite.channels.regroup import regroup
 
 
 def flatten(state: Channelled, node: ir.Node) -> None:
@@ -24,32 +42,83 @@ def flatten(state: Channelled, node: ir.Node) -> None:
 
 
 def plain_reshape(state: Channelled, node: ir.Node) -> None:
-    """Reshape that leaves the tracked axis alone, joins it with others, or splits off its tail."""
-    channels, count = tracked_input(state, node)
-    source_dims = [dim(node.inputs[0], axis) for axis in range(count)]
-    literals = _shape_literals(node)
-    target = target_dims(node, source_dims)
-    before, after = unmatched(source_dims, target)
-    axis = after[0]
-    if channels.axis < before[0] or channels.axis >= before[1]:
-        axis = channels.axis + (0 if channels.axis < before[0] else len(target) - count)
-        state.track(node.outputs[0], axis, channels.ids, channels.known)
-    elif after[1] - after[0] == 1:
-        _join(state, node, channels, range(*before), axis)
-    elif before[1] - before[0] == 1 and after[1] > after[0]:
-        _split_axis(state, node, channels, target[slice(*after)], axis)
-    else:
-        raise Barrier("it mixes the channels with other axes")
-    for copied, literal in enumerate(literals or []):
-        if literal == 0 and (copied == axis) != (copied == channels.axis):
+    """Reshape that joins and splits axes, the tracked ones among them or not."""
+    joint = joint_of(state, node.inputs[0])
+    if joint is None or rank(node.inputs[0]) is None:
+        raise Barrier("its input is not tracked")
+    try:
+        _regrouped(state, node, joint)
+    except Barrier:
+        if len(joint.axes) == 1:
+            raise
+        collapse(state, node.inputs[0])
+        channels, _ = tracked_input(state, node)
+        _regrouped(state, node, as_joint(channels))
+
+
+def _regrouped(state: Channelled, node: ir.Node, joint: Joint) -> None:
+    source = _source_dims(node)
+    target = target_dims(node, source)
+    for axis, size in enumerate(target):
+        if size == f"copied axis {axis}":
+            source[axis] = size
+    _name_the_unknown(source, target)
+    result = regroup(joint, source, target)
+    checked = reduced(result)
+    for copied, literal in enumerate(shape_literals(node) or []):
+        if literal == 0 and (copied in checked.axes) != (copied in joint.axes):
             raise Barrier("a 0 in its target shape copies another axis")
-    ids = state.values[node.outputs[0]].ids
-    state.fixes.append((ids, spelled_count(state, node, node.inputs[1], axis, ids, "the shape")))
+    pending = [
+        (result.ids.reshape(-1), spelled(node, 1, axis, size, "the shape"))
+        for axis, size in zip(checked.axes, checked.ids.shape, strict=True)
+    ]
+    track_joint(state, node, node.outputs[0], result)
+    made = joint_of(state, node.outputs[0])
+    assert made is not None
+    for place, (ids, fix) in enumerate(pending):
+        state.fixes.append((ids, fix(length_along(made, place))))
 
 
-def _shape_literals(node: ir.Node) -> list[int | None] | None:
+def _source_dims(node: ir.Node) -> list[int | str | None]:
+    """The dimensions of the data of a Reshape; an unknown one has a name of its own."""
+    value = node.inputs[0]
+    dims = [_named(value, axis) for axis in range(rank(value) or 0)]
+    expand = value.producer() if value is not None else None
+    if expand is None or not is_op(expand, "Expand"):
+        return dims
+    spelled_dims, copied = shape_literals(expand) or [], _copied_dims(expand, len(dims))
+    for axis, literal in enumerate(spelled_dims if len(spelled_dims) == len(dims) else []):
+        if literal is not None and literal > 1:
+            dims[axis] = literal
+        elif not isinstance(dims[axis], int) and axis < len(copied) and copied[axis] is not None:
+            inner = dim(expand.inputs[0], axis - len(dims))
+            dims[axis] = copied[axis] if inner in (1, copied[axis]) else dims[axis]
+    return dims
+
+
+def _read_size(value: ir.Value) -> int | None:
+    """The size of the last axis that a matrix operator with constant weights reads."""
+    for use in value.uses():
+        shape = constant_shape(use.node.inputs[1]) if len(use.node.inputs) > 1 else None
+        if use.idx != 0 or shape is None or len(shape) != 2:
+            continue
+        if is_op(use.node, "MatMul"):
+            return shape[0]
+        if is_op(use.node, "Gemm") and not use.node.attributes.get_int("transA", 0):
+            return shape[use.node.attributes.get_int("transB", 0)]
+    return None
+
+
+def _named(value: ir.Value | None, axis: int) -> int | str | None:
+    size = dim(value, axis)
+    if size is not None or value is None:
+        return size
+    return f"axis {axis} of {value.name}"
+
+
+def shape_literals(node: ir.Node) -> list[int | None] | None:
     """The target shape as far as it is spelled: a constant, or a Concat of pieces."""
-    value = node.inputs[1]
+    value = without_guard(node.inputs[1])
     numbers = int_list(value)
     if numbers is not None:
         return list(numbers)
@@ -71,7 +140,7 @@ def target_dims(node: ir.Node, source: Sequence[int | str | None]) -> list[int |
     Raises:
         Barrier: not even their number is known.
     """
-    literals = _shape_literals(node)
+    literals = shape_literals(node)
     count = rank(node.outputs[0])
     if count is None and literals is None:
         raise Barrier("its target shape is unknown")
@@ -82,7 +151,50 @@ def target_dims(node: ir.Node, source: Sequence[int | str | None]) -> list[int |
             dims[axis] = literal
         elif literal == 0 and not node.attributes.get_int("allowzero", 0) and axis < len(source):
             dims[axis] = source[axis] if source[axis] is not None else f"copied axis {axis}"
+    for axis, size in enumerate(_copied_dims(node, length)):
+        if not isinstance(dims[axis], int) and size is not None:
+            dims[axis] = size
+    read = _read_size(node.outputs[0])
+    if dims and read is not None and not isinstance(dims[-1], int):
+        dims[-1] = read
     return dims
+
+
+def _copied_dims(node: ir.Node, length: int) -> list[int | str | None]:
+    """The dimensions that a target shape of pieces takes from the shape of some value."""
+    value = without_guard(node.inputs[1])
+    producer = value.producer() if value is not None else None
+    if producer is None or not is_op(producer, "Concat"):
+        return []
+    found: list[int | str | None] = []
+    for piece in producer.inputs:
+        entry = shape_entry(piece)
+        numbers = int_list(piece)
+        size = dim(piece, 0) if numbers is None else len(numbers)
+        if entry is not None:
+            found.append(_named(*entry))
+        else:
+            found += [None] * (size if isinstance(size, int) else length)
+    return found[:length]
+
+
+def shape_entry(piece: ir.Value | None) -> tuple[ir.Value, int] | None:
+    """The value and its axis whose size is all that a one-element vector or scalar holds."""
+    node = piece.producer() if piece is not None else None
+    while node is not None and is_op(node, "Unsqueeze", "Squeeze", "Cast", "Identity"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None or not is_op(node, "Gather") or node.attributes.get_int("axis", 0) != 0:
+        return None
+    picked = int_list(node.inputs[1])
+    shape = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if picked is None or len(picked) != 1 or not is_op(shape, "Shape"):
+        return None
+    assert shape is not None
+    value = shape.inputs[0]
+    count = rank(value)
+    if value is None or count is None or {"start", "end"} & set(shape.attributes):
+        return None
+    return value, picked[0] % count
 
 
 def unmatched(
@@ -145,24 +257,6 @@ def _join(
     state.track(node.outputs[0], target_axis, ids, known)
 
 
-def _split_axis(
-    state: Channelled,
-    node: ir.Node,
-    channels: Channels,
-    sizes: Sequence[int | str | None],
-    target_axis: int,
-) -> None:
-    """Splits the tracked axis; its first part stays tracked, each of its blocks as one atom."""
-    numbers = numbers_of(sizes)
-    blocks = channels.ids.reshape(numbers[0], -1)
-    for column in range(1, blocks.shape[1]):
-        state.unite(blocks[:, 0], blocks[:, column])
-    known = channels.filled().reshape(numbers[0], -1)
-    same = (known == known[:, :1]).all(axis=1)
-    ids = np.ascontiguousarray(blocks[:, 0])
-    state.track(node.outputs[0], target_axis, ids, np.where(same, known[:, 0], np.nan))
-
-
 def spelled_count(
     state: Channelled,
     node: ir.Node,
@@ -180,31 +274,107 @@ def spelled_count(
     Raises:
         Barrier: the number is computed in another way.
     """
-    reader, place, offset = node, index, position
-    producer = value.producer() if value is not None else None
-    if not is_constant(value) and is_op(producer, "Concat"):
-        assert producer is not None
-        reader, place, offset = _piece(producer, position)
+    if value is not node.inputs[index]:
+        raise Barrier(f"{what} it is given is not an input of its own")
+    fix = spelled(node, index, position, len(ids), what)
+    return fix(lambda edits: int(edits.kept(ids).sum()))
+
+
+def spelled(
+    node: ir.Node, index: int, position: int, size: int, what: str
+) -> Callable[[Callable[[Edits], int]], Callable[[Edits], None]]:
+    """Prepares the change of one number in an integer input of ``node``, whatever it becomes.
+
+    A Concat of pieces that has other readers is copied; so is a constant.
+
+    Args:
+        node: the reader.
+        index: which of its inputs.
+        position: the place of the number.
+        size: what the number is now, unless it is -1 or 0.
+        what: the input, for messages.
+
+    Returns:
+        a function that turns the way to count into the change.
+
+    Raises:
+        Barrier: the number is computed, or spells something else.
+    """
+    reader, place, offset = _spelling(node, index, position)
+    value = node.inputs[index]
     literals = int_list(reader.inputs[place])
     if literals is None or offset >= len(literals):
         raise Barrier(f"{what} it is given, {label(value)}, is computed")
-    if reader is not node and not _single_use(reader.outputs[0]):
-        raise Barrier(f"{what} it is given, {label(value)}, has other readers")
     if literals[offset] in (-1, 0):
-        return lambda edits: None
-    if literals[offset] != len(ids):
+        return lambda count: lambda edits: None
+    if literals[offset] != size:
         raise Barrier(f"{what} it is given does not spell the number of channels")
 
-    def fix(edits: Edits) -> None:
-        old = reader.inputs[place]
-        numbers = int_list(old)
-        assert old is not None
-        assert numbers is not None
-        numbers[offset] = int(edits.kept(ids).sum())
-        content = np.array(numbers, dtype=np.int64)
-        reader.replace_input_with(place, edits.initializer(content, f"{old.name}_cut"))
+    def counted(count: Callable[[Edits], int]) -> Callable[[Edits], None]:
+        def fix(edits: Edits) -> None:
+            _own_concat(node, index, edits)
+            reader, place, offset = _spelling(node, index, position)
+            old = reader.inputs[place]
+            numbers = int_list(old)
+            assert old is not None
+            assert numbers is not None
+            numbers[offset] = count(edits)
+            content = np.array(numbers, dtype=np.int64)
+            reader.replace_input_with(place, edits.initializer(content, f"{old.name}_cut"))
 
-    return fix
+        return fix
+
+    return counted
+
+
+def _spelling(node: ir.Node, index: int, position: int) -> tuple[ir.Node, int, int]:
+    """The node that reads the constant with this number, which input it is, and where inside."""
+    value = without_guard(node.inputs[index])
+    producer = value.producer() if value is not None else None
+    if not is_constant(value) and producer is not None and is_op(producer, "Concat"):
+        return _piece(producer, position)
+    return node, index, position
+
+
+def without_guard(value: ir.Value | None) -> ir.Value | None:
+    """The shape behind ``Where (Equal (shape, -1), 1, shape)``, if no element of it is -1.
+
+    Exporters write this for an Expand, where -1 means that an axis stays as it is.
+    """
+    where = value.producer() if value is not None else None
+    if where is None or not is_op(where, "Where"):
+        return value
+    shape = where.inputs[2]
+    test = where.inputs[0].producer() if where.inputs[0] is not None else None
+    concat = shape.producer() if shape is not None else None
+    if test is None or concat is None or not is_op(test, "Equal") or not is_op(concat, "Concat"):
+        return value
+    against = int_list(test.inputs[1])
+    if test.inputs[0] is not shape or not against or set(against) != {-1}:
+        return value
+    for piece in concat.inputs:
+        numbers = int_list(piece)
+        if shape_entry(piece) is None and (numbers is None or -1 in numbers):
+            return value
+    return shape
+
+
+def _own_concat(node: ir.Node, index: int, edits: Edits) -> None:
+    """Copies a Concat of pieces that others read too, for this reader alone."""
+    value = without_guard(node.inputs[index])
+    concat = value.producer() if value is not None else None
+    if value is None or concat is None or not is_op(concat, "Concat"):
+        return
+    node.replace_input_with(index, value)
+    if _single_use(value):
+        return
+    name = edits.fresh_name(f"{value.name}_cut")
+    output = ir.Value(name=name, type=value.type, shape=value.shape)
+    attributes = [ir.AttrInt64("axis", 0)]
+    copy = ir.Node("", "Concat", list(concat.inputs), attributes=attributes, outputs=[output])
+    assert node.graph is not None
+    node.graph.insert_before(node, copy)
+    node.replace_input_with(index, output)
 
 
 def _single_use(value: ir.Value) -> bool:
@@ -228,19 +398,34 @@ def _piece(concat: ir.Node, position: int) -> tuple[ir.Node, int, int]:
 
 
 def shape_of(state: Channelled, node: ir.Node) -> None:
-    """Shape whose entry of the tracked axis nobody reads."""
-    channels, count = tracked_input(state, node)
+    """Shape whose entries of the tracked axes nobody reads.
+
+    Where somebody reads how many coordinates each head has, all heads keep all of theirs.
+    """
+    joint = joint_of(state, node.inputs[0])
+    count = rank(node.inputs[0])
+    if joint is None or count is None:
+        raise Barrier("its input is not tracked")
+    read = [place for place, axis in enumerate(joint.axes) if _is_read(node, axis, count)]
+    if read and (read[0] == 0 or node.outputs[0].is_graph_output()):
+        raise Barrier("the number of channels is read")
+    if read:
+        collapse(state, node.inputs[0])
+
+
+def _is_read(node: ir.Node, axis: int, count: int) -> bool:
+    """May somebody read the entry of this axis of the data of a Shape?"""
     start = node.attributes.get_int("start", 0)
     end = node.attributes.get_int("end", count)
     span = range(count)[slice(start, end)]
-    if channels.axis not in span:
-        return
-    entry = channels.axis - span.start
+    if axis not in span:
+        return False
     if node.outputs[0].is_graph_output():
-        raise Barrier("the number of channels is read")
-    for use in node.outputs[0].uses():
-        if not _reads_other_entries(use.node, use.idx, entry, len(span)):
-            raise Barrier("the number of channels is read")
+        return True
+    return not all(
+        _reads_other_entries(use.node, use.idx, axis - span.start, len(span))
+        for use in node.outputs[0].uses()
+    )
 
 
 def _reads_other_entries(node: ir.Node, index: int, entry: int, length: int) -> bool:

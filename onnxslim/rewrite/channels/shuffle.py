@@ -58,8 +58,8 @@ def reshape(state: Channelled, node: ir.Node) -> None:
 
 def _shuffle(state: Channelled, split: ir.Node) -> Shuffle | None:
     """The shuffle that starts with this Reshape, or None when it is none for certain."""
-    swap = _only_reader(split, "Transpose")
-    join = _only_reader(swap, "Reshape")
+    swap = only_reader(split, "Transpose")
+    join = only_reader(swap, "Reshape")
     channels = state.of(split.inputs[0] if is_op(split, "Reshape") else None)
     count = rank(split.inputs[0]) if channels is not None else None
     if swap is None or join is None or channels is None or count is None:
@@ -103,7 +103,7 @@ def _producer(node: ir.Node | None, op_type: str) -> ir.Node | None:
     return producer if is_op(producer, op_type) else None
 
 
-def _only_reader(node: ir.Node | None, op_type: str) -> ir.Node | None:
+def only_reader(node: ir.Node | None, op_type: str) -> ir.Node | None:
     """The node that alone reads the output of ``node`` as its data, if it is of this type."""
     if node is None or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return None
