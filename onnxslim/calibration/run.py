@@ -6,30 +6,25 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxslim.calibration.checks import BadNumbersError, Place, batch_of, kind_of, near_names
+from onnxslim.calibration.checks import near_names
 from onnxslim.calibration.collect import BUDGET, Collector
 from onnxslim.calibration.image_options import ImageOptions
 from onnxslim.calibration.store import Calibration
-from onnxslim.calibration.streams import FeedStream, open_feeds
-from onnxslim.errors import DataError, UsageError
+from onnxslim.calibration.streams import open_feeds
+from onnxslim.calibration.watch import SampleRun
+from onnxslim.errors import UsageError
 from onnxslim.io import load, save
 from onnxslim.ir import shapes
 from onnxslim.ir.traversal import subgraphs_of
-from onnxslim.runtime.specs import Feed, InputSpec, input_specs
+from onnxslim.runtime.specs import input_specs
 
 Progress = Callable[[int, int], None]
-
-FEW_SAMPLES = 8
-"""Fewer samples than this get a warning."""
-
-_MOST_BAD = 0.05  # share of samples that may be left out
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
@@ -115,7 +110,8 @@ def calibrate(
         batch_size: samples at a time, where data and model leave that open.
         images: how images become inputs; None derives it from the model's input.
         budget: bytes of tensors that are held at one time.
-        skip_bad: samples with NaN or infinity are left out, up to 5 percent.
+        skip_bad: samples with NaN or infinity are left out, up to 5 percent (of all shards
+            together: `merge_all` counts them).
         strict: NaN or infinity in inner tensors count as bad as well; else they are counted.
         threads: threads for one operator; 0 lets the runtime choose.
         progress: called with feeds done and feeds in all (as far as known) after each.
@@ -134,12 +130,12 @@ def calibrate(
         graph, plan.names, channels=dict(plan.channels), budget=budget, strict=strict,
         atomic=skip_bad, threads=threads,
     )  # fmt: skip
-    run = _Run(collector, skip_bad)
+    run = SampleRun(collector, skip_bad)
     for done, (where, item) in enumerate(stream.raw(), start=1):
         run.add(item, where)
         if progress is not None:
             progress(done, max(stream.count or 0, done))
-    notes = run.notes(stream)
+    notes = run.notes(stream, is_part=shard is not None)
     return Calibration(
         plan.key, collector.statistics(), collector.feeds, collector.samples, run.skipped, notes
     )
@@ -164,121 +160,6 @@ class _Hashing(io.RawIOBase):
     def write(self, data: Any) -> int:
         self.digest.update(data)
         return memoryview(data).nbytes
-
-
-class _Run:
-    """Goes through the samples, and looks out for signs of useless data."""
-
-    def __init__(self, collector: Collector, skip_bad: bool) -> None:
-        self._collector = collector
-        self._skip_bad = skip_bad
-        self._bad: list[str] = []
-        self.skipped = 0
-        self._first: Feed | None = None
-        self._all_same = True
-        self._all_constant = True
-
-    def add(self, item: Any, where: Place) -> None:
-        """Runs one feed, or what is good in it."""
-        try:
-            feed = self._collector.add(item, where)
-        except BadNumbersError as error:
-            if not self._skip_bad:
-                raise
-            self._without_bad(item, where, error)
-            return
-        self._all_constant = self._all_constant and _is_zero(feed)
-        if self._first is None:
-            self._first = feed
-        elif self._all_same:
-            self._all_same = _same(self._first, feed)
-
-    def _without_bad(self, item: Any, where: Place, error: BadNumbersError) -> None:
-        """Leaves out the bad rows where rows are samples, else the whole feed."""
-        specs = self._collector.checker.specs.values()
-        feed = error.feed
-        if feed is None:  # an inner tensor: which row it was shows when each runs by itself
-            feed = self._collector.checker.feed(item, where)
-        total = batch_of(feed, specs)
-        if total < 2 or not _has_rows(feed, specs, total):
-            self.skipped += total
-            self._bad.append(str(error))
-            return
-        if error.feed is None:
-            for row in range(total):
-                part = {name: array[row : row + 1] for name, array in feed.items()}
-                self.add(part, Place(where.number + row, labels=where.labels[row : row + 1]))
-            return
-        bad = _bad_rows(feed, total)
-        self._bad.append(str(error))
-        self.skipped += len(bad)
-        if len(bad) < total:
-            kept = {name: np.delete(array, bad, axis=0) for name, array in feed.items()}
-            self.add(kept, Place(where.number))
-
-    def notes(self, stream: FeedStream) -> list[str]:
-        """Warnings about the data as a whole.
-
-        Raises:
-            DataError: no samples, or too many bad ones.
-        """
-        total = self._collector.samples + self.skipped
-        if self.skipped > _MOST_BAD * total:
-            raise DataError(
-                f"{self.skipped} of {total} calibration samples hold NaN or infinite values, more "
-                f"than {_MOST_BAD:.0%}; first: {self._bad[0]}"
-            )
-        if not self._collector.samples:
-            raise DataError(
-                f"{stream.source}: there are no calibration samples; static int8 needs some to "
-                "find ranges"
-            )
-        found = [*stream.notes, *self._collector.checker.notes]
-        if self.skipped:
-            found.append(f"{self.skipped} bad samples were left out; first: {self._bad[0]}")
-        return [*found, *self._warnings()]
-
-    def _warnings(self) -> list[str]:
-        samples = self._collector.samples
-        found = []
-        if samples < FEW_SAMPLES:
-            plural = "" if samples == 1 else "s"
-            found.append(f"only {samples} calibration sample{plural}: ranges may be too narrow")
-        if self._all_constant:
-            found.append("all calibration samples are zero: ranges will be useless")
-        elif self._all_same and self._collector.feeds > 1:
-            found.append("all calibration samples are the same: ranges may be too narrow")
-        return found
-
-
-def _has_rows(feed: Feed, specs: Iterable[InputSpec], total: int) -> bool:
-    """True when every input has one row per sample, and any number of rows will do."""
-    return all(
-        isinstance(feed.get(spec.name), np.ndarray)
-        and feed[spec.name].ndim > 0
-        and len(feed[spec.name]) == total
-        and not (spec.shape and isinstance(spec.shape[0], int))
-        for spec in specs
-        if spec.required or spec.name in feed
-    )
-
-
-def _bad_rows(feed: Feed, total: int) -> list[int]:
-    floats = [array for array in feed.values() if kind_of(array.dtype) == "float" and array.size]
-    finite = [np.isfinite(array).reshape(total, -1).all(axis=1) for array in floats]
-    return np.flatnonzero(~np.logical_and.reduce(finite)).tolist()
-
-
-def _is_zero(feed: Feed) -> bool:
-    arrays = [v for v in feed.values() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
-    return bool(arrays) and not any(array.any() for array in arrays)
-
-
-def _same(one: Feed, other: Feed) -> bool:
-    return one.keys() == other.keys() and all(
-        isinstance(value, np.ndarray) and np.array_equal(value, other[name])
-        for name, value in one.items()
-    )
 
 
 def _float_values(model: ir.Model) -> dict[str, ir.Value]:

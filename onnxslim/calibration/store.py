@@ -6,7 +6,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -21,6 +21,11 @@ from onnxslim.runtime.specs import Array
 
 _FORMAT = "onnxslim-calibration"
 _VERSION = 1
+
+FEW_SAMPLES = 8
+"""Fewer samples than this get a warning."""
+
+_MOST_BAD = 0.05  # share of samples that may be left out
 
 _ARRAYS: dict[str, np.dtype[Any]] = {
     "counts": np.dtype("<i8"),
@@ -142,15 +147,38 @@ class Calibration:
 
 
 def merge_all(parts: Iterable[Calibration]) -> Calibration:
-    """All parts together.
+    """All parts together, with the warnings that hold for the whole.
 
     Raises:
-        DataError: none, or parts of different models or plans.
+        DataError: none, parts of different models or plans, or too many bad samples in them.
     """
     found = list(parts)
     if not found:
         raise DataError("there is nothing to merge; name at least one calibration file")
-    return found[0].merge(*found[1:])
+    whole = found[0].merge(*found[1:])
+    refuse_too_many_bad(whole.skipped, whole.samples + whole.skipped)
+    if not whole.samples:
+        raise DataError("there are no calibration samples in any of the parts; give data")
+    whole.notes.extend(few_samples(whole.samples))
+    return whole
+
+
+def few_samples(samples: int) -> list[str]:
+    """The warning about too few samples, where there are."""
+    if samples >= FEW_SAMPLES:
+        return []
+    plural = "" if samples == 1 else "s"
+    return [f"only {samples} calibration sample{plural}: ranges may be too narrow"]
+
+
+def refuse_too_many_bad(skipped: int, total: int, messages: Sequence[str] = ()) -> None:
+    """Raises DataError when more than 5 percent of the samples had to be left out."""
+    if skipped > _MOST_BAD * total:
+        first = f"; first: {messages[0]}" if messages else ""
+        raise DataError(
+            f"{skipped} of {total} calibration samples hold NaN or infinite values, more than "
+            f"{_MOST_BAD:.0%}: clean the data{first}"
+        )
 
 
 def _merged(one: Calibration, other: Calibration) -> Calibration:

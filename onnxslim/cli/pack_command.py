@@ -19,25 +19,36 @@ def _writer(path: str) -> Any:
     return sys.stdout.buffer if path == "-" else path
 
 
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="OLD", help="Earlier version (model or .onnxz) to store differences to."
+    ),
+]
+
+
 def pack(
     source: Annotated[str, typer.Argument(metavar="IN", help="Model file; - is stdin.")],
     target: Annotated[str, typer.Argument(metavar="OUT.onnxz", help="Packed file; - is stdout.")],
     profile: Annotated[
         str, typer.Option("--profile", help="default, max (smallest) or stdlib (zlib only).")
     ] = "default",
+    base: Base = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Pack a model file without loss; unpack gives the file back byte for byte.
 
     onnxslim pack model.onnx model.onnxz
+
+    onnxslim pack new.onnx update.onnxz --base old.onnx
     """
     from onnxslim.packing import pack as pack_file
     from onnxslim.report.table import change, size
 
     with progress_bar(quiet) as progress:
         progress("packing", 0, 1)
-        report = pack_file(_reader(source), _writer(target), profile=profile)
+        report = pack_file(_reader(source), _writer(target), profile=profile, base=base)
     console = console_for(target, quiet)
     before, after = report.raw_bytes, report.packed_bytes
     console.print(f"{size(before)} -> {size(after)} ({change(before, after)})", highlight=False)
@@ -46,18 +57,21 @@ def pack(
 def unpack(
     source: Annotated[str, typer.Argument(metavar="IN.onnxz", help="Packed file; - is stdin.")],
     target: Annotated[str, typer.Argument(metavar="OUT", help="Model file; - is stdout.")],
+    base: Base = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Give the packed file back, byte for byte, with its data files beside it.
 
     onnxslim unpack model.onnxz model.onnx
+
+    onnxslim unpack update.onnxz new.onnx --base old.onnx
     """
     from onnxslim.packing import unpack as unpack_file
 
     with progress_bar(quiet) as progress:
         progress("unpacking", 0, 1)
-        paths = unpack_file(_reader(source), _writer(target))
+        paths = unpack_file(_reader(source), _writer(target), base=base)
     console = console_for(target, quiet)
     for path in paths:
         console.print(f"wrote {path}", highlight=False)

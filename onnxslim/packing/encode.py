@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnxslim.errors import UsageError
 from onnxslim.packing import decode as codecs
-from onnxslim.packing import zstd
+from onnxslim.packing import optional, zstd
 from onnxslim.packing.decode import inner
 from onnxslim.packing.layout import HEADER_SIZE, RATIO_LIMIT
 from onnxslim.packing.planes import WIDTHS, Bytes, Words, rotated, split
@@ -85,6 +85,8 @@ def profile_named(name: str) -> Profile:
     profile = PROFILES[name]
     if profile.uses_zstd:
         zstd.check_available()
+    if profile.exhaustive:
+        optional.check_available()
     return profile
 
 
@@ -232,6 +234,27 @@ def codebook(data: Bytes, width: int, profile: Profile) -> Encoded | None:
     return codecs.CODEBOOK, head + inner(*profile.entropy(indices))
 
 
+def pco_integers(data: Bytes, width: int, profile: Profile) -> Encoded | None:
+    """Return what pcodec makes of unsigned integers."""
+    if width not in (1, *WIDTHS):
+        return None
+    number = optional.PCO_TYPES.index(f"<u{width}")
+    return codecs.PCO, optional.pco_compress(data, number)
+
+
+def pco_floats(data: Bytes, width: int, profile: Profile) -> Encoded | None:
+    """Return what pcodec makes of IEEE floats."""
+    if width not in WIDTHS:
+        return None
+    number = optional.PCO_TYPES.index(f"<f{width}")
+    return codecs.PCO, optional.pco_compress(data, number)
+
+
+def brotli(data: Bytes, width: int, profile: Profile) -> Encoded | None:
+    """Return the bytes as a brotli stream."""
+    return codecs.BROTLI, optional.brotli_compress(data)
+
+
 _FLOATS: tuple[Recipe, ...] = (turned_planes, matches, bitmap_planes, codebook, rle)
 _WIDE: tuple[Recipe, ...] = (plain_planes, matches, bitmap_entropy, codebook, rle)
 _NARROW: tuple[Recipe, ...] = (entropy, matches, bitmap_entropy, rle)
@@ -241,6 +264,12 @@ def _recipes(width: int, is_float: bool) -> tuple[Recipe, ...]:
     if width not in WIDTHS:
         return _NARROW
     return _FLOATS if is_float else _WIDE
+
+
+def _optional_recipes(width: int, is_float: bool) -> tuple[Recipe, ...]:
+    if width not in WIDTHS:
+        return pco_integers, brotli
+    return (pco_integers, pco_floats) if is_float else (pco_integers,)
 
 
 def choose(sample: Bytes, width: int, is_float: bool, profile: Profile) -> tuple[Recipe, ...]:
@@ -254,7 +283,7 @@ def choose(sample: Bytes, width: int, is_float: bool, profile: Profile) -> tuple
     """
     recipes = _recipes(width, is_float)
     if profile.exhaustive:
-        return recipes
+        return (*recipes, *_optional_recipes(width, is_float))
     words = sample.view(f"<u{width}") if width in WIDTHS else sample
     signed = is_float and width in WIDTHS
     sparse = np.count_nonzero(_nonzero(words, signed)) <= (1 - _SPARSE) * words.size
@@ -283,7 +312,7 @@ def encode(
         guarded: Avoid results so small that a reader would take them for a bomb.
     """
     if data.size % width:
-        width, recipes = 1, _NARROW if recipes else ()
+        width, recipes = 1, _NARROW if recipes else ()  # bytes that are cut short
     constant = fill(data, width, profile)
     if constant is not None:
         return constant

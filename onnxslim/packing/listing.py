@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnxslim.errors import PackError
 from onnxslim.packing.decode import NAMES
 from onnxslim.packing.dtypes import name_of
+from onnxslim.packing.forms import SliceOf
 from onnxslim.packing.layout import HEADER_SIZE, MAX_CHUNK, TENSOR
 from onnxslim.packing.manifest import Manifest
 from onnxslim.packing.names import side_name
@@ -16,13 +17,18 @@ from onnxslim.packing.walk import FoundTensor, Readable, Walk
 WITH_GRAPH = "graph"
 """Shown as the codec of tensors that are packed together with the graph."""
 
+FROM_BASE, FROM_SLICE, FROM_TRANSPOSE = "base", "slice", "transposed"
+"""Shown as the codec of tensors that are equal to one of the base, or derived from another."""
+
 
 @dataclass(frozen=True)
 class PackedTensor:
     """A tensor of a packed model.
 
     ``packed_bytes`` is 0 and ``sha256`` empty for tensors packed together with the graph
-    (``codec`` is then "graph"). Tensors with equal bytes are stored once, but listed each.
+    (``codec`` is then "graph"), and 0 for those that are derived from another tensor ("slice",
+    "transposed") or equal to one of the base ("base"). Tensors with equal bytes are stored once,
+    but listed each.
     """
 
     name: str
@@ -54,8 +60,10 @@ class PackedModel:
 
     def blob_frames(self, number: int) -> list[tuple[int, int]]:
         """Return (codec, packed length) of the chunks of a blob."""
-        first = self._first[TENSOR, number]
         blob = self.manifest.blobs[number]
+        if not blob.chunk:
+            return []
+        first = self._first[TENSOR, number]
         return self.frames[first : first + -(-blob.length // blob.chunk)]
 
     def tensors(self, model: Readable) -> Iterator[PackedTensor]:
@@ -113,7 +121,7 @@ class PackedModel:
         if blob is not None:
             frames = self.blob_frames(blob)
             packed = sum(length + HEADER_SIZE for _, length in frames)
-            codec = NAMES.get(_most_used(frames), "unknown")
+            codec = NAMES.get(_most_used(frames), "unknown") if frames else self._derived(blob)
             sha = self.manifest.blobs[blob].sha256.hex()
         return PackedTensor(
             name=found.name,
@@ -124,6 +132,12 @@ class PackedModel:
             codec=codec,
             sha256=sha,
         )
+
+    def _derived(self, number: int) -> str:
+        source = self.manifest.blobs[number].source
+        if source is None:
+            return FROM_BASE
+        return FROM_SLICE if isinstance(source, SliceOf) else FROM_TRANSPOSE
 
 
 def _most_used(frames: list[tuple[int, int]]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from onnxslim.errors import PackError
+from onnxslim.packing.forms import BaseTensor, SliceOf, Source, decode_form, encode_form
 from onnxslim.packing.layout import (
     FILE_BYTES,
     MAX_CHUNK,
@@ -22,11 +23,18 @@ from onnxslim.packing.names import check_side_names
 
 @dataclass(frozen=True)
 class Blob:
-    """The bytes of one distinct tensor, in chunks of ``chunk`` bytes."""
+    """The bytes of one distinct tensor, in chunks of ``chunk`` bytes.
+
+    ``chunk`` is 0 for a tensor that has no chunks of its own: it is a copy of tensor ``base`` of
+    the base version, or derived from its ``source``. With chunks, ``base`` is what they may be
+    differences to.
+    """
 
     length: int
     chunk: int
     sha256: bytes
+    base: int | None = None
+    source: Source | None = None
 
     def chunks(self) -> Iterator[int]:
         """Yield the length of each chunk in bytes."""
@@ -61,7 +69,7 @@ class PackedFile:
 
 
 def _chunk_lengths(length: int, chunk: int) -> Iterator[int]:
-    for start in range(0, length, chunk):
+    for start in range(0, length if chunk else 0, chunk or 1):
         yield min(chunk, length - start)
 
 
@@ -71,6 +79,10 @@ class Manifest:
 
     files: list[PackedFile]
     blobs: list[Blob]
+    base_sha256: bytes = b""
+    """Hash of the base version's model file; empty without a base."""
+    bases: list[BaseTensor] = field(default_factory=list)
+    """The tensors of the base version that are needed."""
     _segments: dict[int, list[Segment]] = field(default_factory=dict, repr=False)
     _rests: dict[int, list[Segment]] = field(default_factory=dict, repr=False)
 
@@ -135,9 +147,15 @@ class Manifest:
     def encode(self) -> bytes:
         """Return the manifest as bytes."""
         out = bytearray()
+        out += varint(len(self.bases))
+        if self.bases:
+            out += self.base_sha256
+        for base in self.bases:
+            out += varint(base.length) + base.sha256
         out += varint(len(self.blobs))
         for blob in self.blobs:
             out += varint(blob.length) + varint(blob.chunk) + blob.sha256
+            out += encode_form(blob.chunk > 0, blob.base, blob.source)
         out += varint(len(self.files))
         for file in self.files:
             name = file.name.encode()
@@ -155,10 +173,14 @@ class Manifest:
             PackError: numbers that contradict each other or exceed a limit, unsafe file names.
         """
         cursor = Cursor(data, f"{where}: the manifest")
-        blobs = [_decode_blob(cursor) for _ in range(cursor.count("tensors"))]
+        count = cursor.count("tensors of a base")
+        base_sha = cursor.take(32) if count else b""
+        bases = [BaseTensor(cursor.number(), cursor.take(32)) for _ in range(count)]
+        blobs = [_decode_blob(cursor, bases) for _ in range(cursor.count("tensors"))]
+        _check_sources(cursor, blobs)
         files = [_decode_file(cursor, blobs) for _ in range(cursor.count("files"))]
         cursor.finish()
-        manifest = cls(files, blobs)
+        manifest = cls(files, blobs, base_sha, bases)
         if not files or files[0].name:
             raise PackError(f"{where}: the manifest names no model file; the file is damaged")
         check_side_names([file.name for file in files[1:]], where)
@@ -175,11 +197,28 @@ class Manifest:
         return manifest
 
 
-def _decode_blob(cursor: Cursor) -> Blob:
-    length, chunk = cursor.number(), cursor.number()
-    if not length or not chunk or chunk > MAX_CHUNK or (chunk < MIN_CHUNK and chunk < length):
+def _decode_blob(cursor: Cursor, bases: list[BaseTensor]) -> Blob:
+    length, chunk, sha = cursor.number(), cursor.number(), cursor.take(32)
+    if not length or chunk > MAX_CHUNK or 0 < chunk < min(MIN_CHUNK, length):
         raise cursor.error(f"has a tensor of {length} bytes in chunks of {chunk}")
-    return Blob(length, chunk, cursor.take(32))
+    return Blob(length, chunk, sha, *decode_form(cursor, chunk > 0, length, bases))
+
+
+def _check_sources(cursor: Cursor, blobs: list[Blob]) -> None:
+    """Check that tensors are derived from stored ones only, so that there are no cycles."""
+    for blob in blobs:
+        source = blob.source
+        if source is None:
+            continue
+        if source.blob >= len(blobs) or not blobs[source.blob].chunk:
+            raise cursor.error(f"derives a tensor from tensor {source.blob}, which is not stored")
+        offset = source.offset if isinstance(source, SliceOf) else 0
+        longest = blobs[source.blob].length
+        whole = isinstance(source, SliceOf) or blob.length == longest
+        if not whole or offset + blob.length > longest:
+            raise cursor.error(
+                f"derives {blob.length} bytes from tensor {source.blob} of {longest}"
+            )
 
 
 def _decode_file(cursor: Cursor, blobs: list[Blob]) -> PackedFile:

@@ -42,7 +42,7 @@ def pco_compress(data: Bytes, type_number: int) -> bytes:
     """Return a payload of elements of type ``PCO_TYPES[type_number]``."""
     pcodec = package("pcodec", "profile 'max'")
     values = data.view(PCO_TYPES[type_number])
-    config = pcodec.ChunkConfig(compression_level=8)
+    config = pcodec.ChunkConfig(compression_level=8, enable_8_bit=True)
     body: bytes = importlib.import_module("pcodec.standalone").simple_compress(values, config)
     return bytes([type_number]) + body
 
@@ -71,7 +71,9 @@ def pco_decompress(payload: memoryview, length: int, where: str) -> Bytes | None
 
 def brotli_compress(data: Bytes) -> bytes:
     """Return the bytes as a brotli stream of the highest quality."""
-    packed: bytes = package("brotli", "profile 'max'").compress(data.tobytes(), quality=11, lgwin=22)
+    packed: bytes = package("brotli", "profile 'max'").compress(
+        data.tobytes(), quality=11, lgwin=22
+    )
     return packed
 
 

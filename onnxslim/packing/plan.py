@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +21,12 @@ from onnxslim.packing.manifest import Blob, Manifest, PackedFile
 from onnxslim.packing.names import check_side_names, safe_path, side_name
 from onnxslim.packing.parallel import in_order
 from onnxslim.packing.planes import Bytes
+from onnxslim.packing.related import HEAD, RowHeads, derive, head_keys, row_of
+from onnxslim.packing.versions import Delta
 from onnxslim.packing.walk import FoundTensor, Walk
+
+if TYPE_CHECKING:
+    from onnxslim.packing.base import BaseReader
 
 CHUNK_ELEMENTS = 1 << 18
 _SMALLEST = 1024
@@ -38,6 +45,8 @@ class Cut:
     length: int
     width: int
     is_float: bool
+    name: str = ""
+    shape: tuple[int, ...] = ()
 
 
 class ModelBytes:
@@ -58,6 +67,11 @@ class Plan:
     manifest: Manifest
     origins: list[Cut]
     profile: Profile
+    base: BaseReader | None = None
+    deltas: dict[int, Delta] = field(default_factory=dict)
+    """How the tensors that have a counterpart in the base are written."""
+    row_heads: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """Where rows of tensors start like other tensors."""
     _recipes: dict[int, tuple[Recipe, ...]] = field(default_factory=dict)
 
     def read(self, file: int, offset: int, length: int) -> Bytes:
@@ -86,36 +100,91 @@ def read_bytes(source: FileSource, offset: int, length: int) -> Bytes:
 def recipes_for(sources: list[FileSource], cut: Cut, profile: Profile) -> tuple[Recipe, ...]:
     """Choose recipes on three samples: from the start, the middle and the end of the tensor."""
     width = cut.width if cut.length % cut.width == 0 else 1
-    size = _SAMPLE_ELEMENTS * width
-    starts = [0, (cut.length // 2 - size // 2) // width * width, cut.length - size]
-    if cut.length <= 3 * size:
-        starts, size = [0], cut.length
-    source = sources[cut.file]
-    parts = [read_bytes(source, cut.offset + start, size) for start in starts]
+    parts = [read_bytes(sources[cut.file], *place) for place in sample_places(cut)]
     return choose(np.concatenate(parts), width, cut.is_float and width > 1, profile)
 
 
-def make_plan(main: FileSource, profile: Profile, threads: int) -> Plan:
-    """Find the tensors of a model and of its data files, and hash them.
+def sample_places(cut: Cut) -> list[tuple[int, int]]:
+    """Return (offset in the file, length) of the samples of a tensor."""
+    size = _SAMPLE_ELEMENTS * cut.width
+    if cut.length <= 3 * size:
+        return [(cut.offset, cut.length)]
+    middle = (cut.length // 2 - size // 2) // cut.width * cut.width
+    return [(cut.offset + start, size) for start in (0, middle, cut.length - size)]
+
+
+def find_cuts(main: FileSource) -> tuple[list[FileSource], list[str], list[Cut]]:
+    """Return the files of a model, their names, and the tensors in them, without overlaps.
 
     Raises:
         PackError: the file is not an ONNX model, or a data file is missing or unsafe to read.
     """
     found = _walk(main)
     sources, names = [main], [""]
-    cuts = [_cut(0, item, item.raw) for item in found if item.raw is not None]
+    cuts = [cut_of(0, item, item.raw) for item in found if item.raw is not None]
     for item in found:
         if item.external is not None:
             cuts.append(_external_cut(main, item, sources, names))
     check_side_names(names[1:], main.label)
-    kept = _worthwhile(_disjoint(cuts), sources, profile, threads)
-    hashes = _hashes(kept, sources, threads)
-    blobs, origins, numbers = _distinct(kept, hashes[len(sources) :], profile)
+    return sources, names, _disjoint(cuts)
+
+
+def make_plan(main: FileSource, profile: Profile, threads: int, *, relate: bool = False) -> Plan:
+    """Find the tensors of a model and of its data files, and hash them.
+
+    Args:
+        main: The model.
+        profile: How hard to try.
+        threads: How many threads to use.
+        relate: Note on the way what :func:`relate` needs.
+
+    Raises:
+        PackError: the file is not an ONNX model, or a data file is missing or unsafe to read.
+    """
+    sources, names, cuts = find_cuts(main)
+    kept = _worthwhile(cuts, sources, profile, threads)
+    watches: list[RowHeads | None] = [None] * len(kept)
+    if relate:
+        watches = _watches(kept, sources)
+    file_hashes, hashes = _hashes(kept, sources, threads, watches)
+    blobs, origins, numbers = _distinct(kept, hashes)
     files = [
-        _packed_file(number, names[number], source.size, hashes[number], kept, numbers)
+        _packed_file(number, names[number], source.size, file_hashes[number], kept, numbers)
         for number, source in enumerate(sources)
     ]
-    return Plan(sources, names, Manifest(files, blobs), origins, profile)
+    watching = dict(zip(kept, watches, strict=True))
+    found = [(number, watching[cut]) for number, cut in enumerate(origins)]
+    heads = {number: watch.found for number, watch in found if watch is not None}
+    return Plan(sources, names, Manifest(files, blobs), origins, profile, row_heads=heads)
+
+
+def _watches(cuts: list[Cut], sources: list[FileSource]) -> list[RowHeads | None]:
+    """Return what looks for slices while a tensor is hashed; None where there can be none."""
+    keys = [(cut.length, key) for cut in cuts if (key := _head(cut, sources)) is not None]
+    shorter: list[RowHeads | None] = []
+    for cut in cuts:
+        row = row_of(cut.length, cut.shape)
+        fitting = {key for length, key in keys if row and length < cut.length and not length % row}
+        wanted = np.array(sorted(fitting), "<u8")
+        shorter.append(RowHeads(row, wanted) if fitting else None)
+    return shorter
+
+
+def _head(cut: Cut, sources: list[FileSource]) -> int | None:
+    data = read_bytes(sources[cut.file], cut.offset, HEAD)
+    return None if np.all(data == data[0]) else int(head_keys(data.reshape(1, HEAD))[0])
+
+
+def relate(plan: Plan) -> None:
+    """Let tensors of the plan that are slices of others, or transposed, be derived from them."""
+
+    def read(number: int, offset: int, length: int) -> Bytes:
+        cut = plan.origins[number]
+        return read_bytes(plan.sources[cut.file], cut.offset + offset, length)
+
+    layouts = [(cut.width, cut.shape) for cut in plan.origins]
+    heads = [_head(cut, plan.sources) for cut in plan.origins]
+    plan.manifest.blobs = derive(plan.manifest.blobs, layouts, heads, plan.row_heads, read)
 
 
 def _walk(main: FileSource) -> list[FoundTensor]:
@@ -128,11 +197,13 @@ def _walk(main: FileSource) -> list[FoundTensor]:
     return found
 
 
-def _cut(file: int, tensor: FoundTensor, place: tuple[int, int]) -> Cut:
+def cut_of(file: int, tensor: FoundTensor, place: tuple[int, int]) -> Cut:
+    """Return the place (offset, length) of a tensor in a file."""
     bits = bits_of(tensor.dtype)
     width = bits // 8 if bits >= 8 else 1
     parts = 2 if tensor.dtype in (14, 15) else 1  # complex numbers are pairs of floats
-    return Cut(file, *place, width // parts, is_float(tensor.dtype))
+    shape = (*tensor.shape, parts) if parts > 1 else tuple(tensor.shape)
+    return Cut(file, *place, width // parts, is_float(tensor.dtype), tensor.name, shape)
 
 
 def _external_cut(
@@ -159,7 +230,7 @@ def _external_cut(
     offset = offset or 0
     if length < 0 or offset + length > sources[number].size:
         raise PackError(f"{where} needs bytes beyond the end of data file '{name}'")
-    return _cut(number, tensor, (offset, length))
+    return cut_of(number, tensor, (offset, length))
 
 
 def _number(entries: dict[str, str], key: str, where: str) -> int | None:
@@ -210,32 +281,42 @@ def _pays(cut: Cut, sources: list[FileSource], profile: Profile) -> bool:
     return alone < min(len(profile.matches(data)[1]), (1 - 0.02) * cut.length)
 
 
-def _hashes(cuts: list[Cut], sources: list[FileSource], threads: int) -> list[bytes]:
-    """Return the hash of each file, then of each cut."""
+def _hashes(
+    cuts: list[Cut], sources: list[FileSource], threads: int, watches: list[RowHeads | None]
+) -> tuple[list[bytes], list[bytes]]:
+    """Return the hash of each file, and of each cut."""
 
-    def task(source: FileSource, offset: int, length: int) -> Callable[[], bytes]:
-        return lambda: hash_range(source, offset, length)
+    def task(cut: Cut, watch: RowHeads | None) -> Callable[[], bytes]:
+        return lambda: hash_range(sources[cut.file], cut.offset, cut.length, watch)
 
-    def tasks() -> Iterator[Callable[[], bytes]]:
-        for source in sources:
-            yield task(source, 0, source.size)
-        for cut in cuts:
-            yield task(sources[cut.file], cut.offset, cut.length)
+    def files() -> list[bytes]:
+        return [hash_range(source, 0, source.size) for source in sources]
 
-    return list(in_order(tasks(), threads))
+    tasks = (task(cut, watch) for cut, watch in zip(cuts, watches, strict=True))
+    if threads == 1:
+        return files(), list(in_order(tasks, 1))
+    with ThreadPoolExecutor(1) as side:  # files cannot be hashed in parts: a thread of their own
+        future = side.submit(files)
+        hashes = list(in_order(tasks, threads - 1))
+        return future.result(), hashes
 
 
-def hash_range(source: FileSource, offset: int, length: int) -> bytes:
-    """Return the sha256 of a range, read in pieces."""
+def hash_range(
+    source: FileSource, offset: int, length: int, watch: RowHeads | None = None
+) -> bytes:
+    """Return the sha256 of a range, read in pieces, which ``watch`` sees too."""
     digest = hashlib.sha256()
+    buffer = np.empty(min(length, _HASH_PIECE), np.uint8)
     for start in range(0, length, _HASH_PIECE):
-        digest.update(read_bytes(source, offset + start, min(_HASH_PIECE, length - start)).data)
+        piece = buffer[: min(_HASH_PIECE, length - start)]
+        source.read_into(offset + start, piece.data)
+        digest.update(piece.data)
+        if watch is not None:
+            watch(start, piece)
     return digest.digest()
 
 
-def _distinct(
-    cuts: list[Cut], hashes: list[bytes], profile: Profile
-) -> tuple[list[Blob], list[Cut], dict[Cut, int]]:
+def _distinct(cuts: list[Cut], hashes: list[bytes]) -> tuple[list[Blob], list[Cut], dict[Cut, int]]:
     """Return one blob for each distinct content, where to read it, and the blob of each cut."""
     known: dict[tuple[bytes, int], int] = {}
     blobs: list[Blob] = []
@@ -244,7 +325,7 @@ def _distinct(
     for cut, sha in zip(cuts, hashes, strict=True):
         if (sha, cut.length) not in known:
             known[sha, cut.length] = len(blobs)
-            chunk = MAX_CHUNK if profile.exhaustive and cut.width == 1 else _chunk_of(cut.width)
+            chunk = _chunk_of(cut.width)
             blobs.append(Blob(cut.length, chunk, sha))
             origins.append(cut)
         numbers[cut] = known[sha, cut.length]
@@ -252,7 +333,8 @@ def _distinct(
 
 
 def _chunk_of(width: int) -> int:
-    return min(MAX_CHUNK, CHUNK_ELEMENTS * width)
+    # bytes gain by repetitions far apart; wider elements are cut to fit the caches
+    return MAX_CHUNK if width == 1 else min(MAX_CHUNK, CHUNK_ELEMENTS * width)
 
 
 def _packed_file(

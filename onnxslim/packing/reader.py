@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,9 @@ import numpy.typing as npt
 from onnxslim.errors import ModelLoadError, PackError
 from onnxslim.io.source import FileSource
 from onnxslim.packing.checks import check_frame, check_table, decode_frame, frame_name
-from onnxslim.packing.decode import FILL, RLE
+from onnxslim.packing.decode import CHEAP
 from onnxslim.packing.dtypes import numpy_dtype
+from onnxslim.packing.forms import SliceOf
 from onnxslim.packing.layout import (
     FILE_BYTES,
     FOOTER_SIZE,
@@ -34,9 +35,18 @@ from onnxslim.packing.layout import (
     table_hash,
 )
 from onnxslim.packing.listing import PackedModel, PackedTensor
-from onnxslim.packing.manifest import Manifest
+from onnxslim.packing.manifest import Blob, Manifest
 from onnxslim.packing.planes import Bytes
+from onnxslim.packing.transpose import transposed
 from onnxslim.packing.walk import FoundTensor
+
+
+class BaseBytes(Protocol):
+    """The tensors of the base version that a packed file refers to."""
+
+    def read(self, number: int, offset: int, length: int) -> Bytes:
+        """Return bytes of tensor ``number`` of the base."""
+        ...
 
 
 class PackedReader:
@@ -52,6 +62,8 @@ class PackedReader:
         self._label = source.label
         self.bytes_read = 0
         self._last: tuple[int, Bytes] | None = None
+        self._last_derived: tuple[int, bytearray] | None = None
+        self.base: BaseBytes | None = None
         manifest, index = self._tables(limit)
         count = sum(1 for _ in _bounded(manifest, len(index), self._label))
         frames = decode_index(index, count, self._label)
@@ -95,8 +107,9 @@ class PackedReader:
     def _frame(self, kind: int, number: int, start: int, length: int) -> Bytes:
         """Decode one chunk; the last one stays at hand."""
         position = self.model.frame_at(kind, number, start)
-        if self._last is not None and self._last[0] == position:
-            return self._last[1]
+        last = self._last  # read once: another thread may replace it
+        if last is not None and last[0] == position:
+            return last[1]
         where = frame_name(self._label, kind, number, start)
         codec, packed = self.model.frames[position]
         if packed > length:
@@ -106,29 +119,58 @@ class PackedReader:
         check_frame(header, (kind, number, length), length, where)
         if (header.codec, header.packed_length) != (codec, packed):
             raise PackError(f"{where}: frame and index differ; the file is damaged or hostile")
-        chunk = decode_frame(header, memoryview(data)[HEADER_SIZE:], where)
+        other = None
+        if kind == TENSOR and (base := self.model.manifest.blobs[number].base) is not None:
+            other = self._base_bytes(base, start, length)
+        chunk = decode_frame(header, memoryview(data)[HEADER_SIZE:], where, other)
         self._last = position, chunk
         return chunk
+
+    def _base_bytes(self, number: int, start: int, length: int) -> Bytes:
+        if self.base is None:
+            raise needs_base(self.model.manifest, self._label)
+        return self.base.read(number, start, length)
 
     def read_blob(self, number: int) -> bytearray:
         """Return the bytes of a tensor, compared with its hash.
 
         Raises:
-            PackError: damaged, or far more than so small a file should hold.
+            PackError: damaged, far more than so small a file should hold, or a base is missing.
         """
         blob = self.model.manifest.blobs[number]
         frames = self.model.blob_frames(number)
-        cheap = all(codec in (FILL, RLE) for codec, _ in frames)
+        cheap = all(codec in CHEAP for codec, _ in frames)
         packed = sum(length for _, length in frames)
         if not cheap and blob.length > RATIO_LIMIT * packed + RATIO_SLACK:
             raise PackError(f"{self._label}: tensor #{number} expands over {RATIO_LIMIT} times")
-        out = bytearray()
+        out = bytearray() if blob.chunk else self._derived(blob)
         start = 0
         for length in blob.chunks():
             out += self._frame(TENSOR, number, start, length).data
             start += length
         if hashlib.sha256(out).digest() != blob.sha256:
             raise PackError(f"{self._label}: tensor #{number} does not match its hash")
+        return out
+
+    def _derived(self, blob: Blob) -> bytearray:
+        """Make a tensor that has no frames of its own."""
+        source = blob.source
+        if source is None:
+            assert blob.base is not None
+            return bytearray(self._base_bytes(blob.base, 0, blob.length).data)
+        whole = self.read_blob(source.blob)
+        if isinstance(source, SliceOf):
+            return whole[source.offset : source.offset + blob.length]
+        view = np.frombuffer(whole, np.uint8)
+        parts = transposed(
+            lambda start, size: view[start : start + size],
+            source.width,
+            source.shape,
+            source.perm,
+        )
+        out = bytearray()
+        for part in parts:
+            out += part.data
         return out
 
     def read_file(self, file: int, offset: int, length: int) -> bytes:
@@ -140,18 +182,39 @@ class PackedReader:
         while length:
             segment = manifest.segments(file)[manifest.segment_at(file, offset)]
             inside = offset - segment.start
+            size = min(length, segment.length - inside)
             if segment.blob is None:
-                kind, number, start = FILE_BYTES, file, segment.rest_start + inside
-                chunk, total = MAX_CHUNK, manifest.files[file].rest
+                total = manifest.files[file].rest
+                place = FILE_BYTES, file, segment.rest_start + inside
+                part = self._chunk_part(place, (MAX_CHUNK, total), size)
             else:
-                kind, number, start = TENSOR, segment.blob, inside
-                chunk, total = manifest.blobs[number].chunk, manifest.blobs[number].length
-            first = start // chunk * chunk
-            data = self._frame(kind, number, first, min(chunk, total - first))
-            size = min(length, segment.length - inside, first + data.size - start)
-            out += data[start - first : start - first + size].data
-            offset, length = offset + size, length - size
+                part = self._blob_part(segment.blob, inside, size)
+            out += part.data
+            offset, length = offset + part.size, length - part.size
         return bytes(out)
+
+    def _blob_part(self, number: int, start: int, length: int) -> Bytes:
+        """Return bytes of a tensor from ``start``: up to ``length`` of them, at least one."""
+        blob = self.model.manifest.blobs[number]
+        if blob.chunk:
+            return self._chunk_part((TENSOR, number, start), (blob.chunk, blob.length), length)
+        if isinstance(blob.source, SliceOf):
+            return self._blob_part(blob.source.blob, blob.source.offset + start, length)
+        if blob.base is not None:
+            return self._base_bytes(blob.base, start, min(length, MAX_CHUNK))
+        last = self._last_derived
+        if last is None or last[0] != number:
+            self._last_derived = last = number, self.read_blob(number)
+        return np.frombuffer(last[1], np.uint8)[start : start + length]
+
+    def _chunk_part(
+        self, place: tuple[int, int, int], sizes: tuple[int, int], length: int
+    ) -> Bytes:
+        """Return bytes of one chunk; ``sizes`` are those of a chunk and of all of them."""
+        kind, number, start = place
+        first = start // sizes[0] * sizes[0]
+        data = self._frame(kind, number, first, min(sizes[0], sizes[1] - first))
+        return data[start - first : start - first + length]
 
     def file(self, number: int) -> RestoredFile:
         """Return a restored file as something to read from."""
@@ -164,6 +227,14 @@ def _bounded(manifest: Manifest, index_length: int, label: str) -> Iterator[None
         if 2 * count > index_length:
             raise PackError(f"{label}: the index is too short; the file is damaged or hostile")
         yield None
+
+
+def needs_base(manifest: Manifest, label: str) -> PackError:
+    """Return the error for a packed file whose base was not given."""
+    return PackError(
+        f"{label} was packed against a base version (SHA-256 of its model "
+        f"{manifest.base_sha256.hex()[:16]}…); give that model too (--base)"
+    )
 
 
 class RestoredFile:

@@ -7,15 +7,18 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 from onnxslim.errors import ModelSaveError, PackError
 from onnxslim.io.atomic import AtomicFile, check_target
 from onnxslim.io.source import FileSource
+from onnxslim.packing.base import Base
 from onnxslim.packing.checks import check_frame, check_table, decode_frame, frame_name
-from onnxslim.packing.decode import FILL, RLE
+from onnxslim.packing.decode import CHEAP
+from onnxslim.packing.finished import Finished
+from onnxslim.packing.follow import HashFollower
+from onnxslim.packing.forms import TransposeOf
 from onnxslim.packing.layout import (
     FILE_BYTES,
     FOOTER_SIZE,
@@ -23,19 +26,23 @@ from onnxslim.packing.layout import (
     INDEX,
     MAGIC,
     MANIFEST,
+    MAX_CHUNK,
     RATIO_LIMIT,
     RATIO_SLACK,
+    TENSOR,
     TOTAL_LIMIT,
     Footer,
     FrameHeader,
     encode_index,
     table_hash,
 )
-from onnxslim.packing.manifest import Manifest
+from onnxslim.packing.manifest import Blob, Manifest
 from onnxslim.packing.names import safe_path
 from onnxslim.packing.parallel import in_order, thread_count
-from onnxslim.packing.plan import hash_range
+from onnxslim.packing.plan import hash_range, read_bytes
 from onnxslim.packing.planes import Bytes
+from onnxslim.packing.reader import BaseBytes, needs_base
+from onnxslim.packing.transpose import transposed
 
 _PIECE = 1 << 20
 
@@ -96,10 +103,17 @@ class _Spool:
 class _Restorer:
     """Decodes the frames of one pack into open files."""
 
-    def __init__(self, source: _Forward, manifest: Manifest, outputs: list[_Output]) -> None:
+    def __init__(
+        self,
+        source: _Forward,
+        manifest: Manifest,
+        outputs: list[_Output],
+        base: BaseBytes | None = None,
+    ) -> None:
         self._source = source
         self._manifest = manifest
         self._outputs = outputs
+        self._base = base
         self._places: list[list[tuple[int, int]]] = [[] for _ in manifest.blobs]
         for number in range(len(manifest.files)):
             for segment in manifest.segments(number):
@@ -110,9 +124,60 @@ class _Restorer:
 
     def run(self, manifest_bytes: bytes, threads: int) -> None:
         """Read all frames, the index and the footer, and compare the hash of each file."""
-        deque(in_order(self._tasks(), threads), maxlen=0)
-        self._check_end(manifest_bytes)
-        self._check_hashes(threads)
+        with contextlib.ExitStack() as stack:
+            followers = []
+            for output, file in zip(self._outputs, self._manifest.files, strict=True):
+                source = FileSource(os.dup(output.fd), None, "the restored file")
+                followers.append(HashFollower(source, file.size))
+                stack.callback(followers[-1].stop)
+            self._write_all(followers, threads)
+            self._check_end(manifest_bytes)
+            self._check_hashes(followers)
+
+    def _write_all(self, followers: list[HashFollower], threads: int) -> None:
+        finished = Finished(self._manifest)
+        frames = self._manifest.frames()
+        for _ in in_order(self._tasks(), threads):
+            kind, number, _, length = next(frames)
+            finished.add(kind, number, length)
+            files = [number] if kind == FILE_BYTES else {file for file, _ in self._places[number]}
+            for file in files:
+                followers[file].advance(finished.prefix(file))
+        for number, blob in enumerate(self._manifest.blobs):
+            if not blob.chunk:
+                self._write_derived(number, blob)
+
+    def _write_derived(self, number: int, blob: Blob) -> None:
+        """Write a tensor that has no frames: what it is made of is already in a file."""
+        position = 0
+        for data in self._derived(blob):
+            for file, start in self._places[number]:
+                _write_at(self._outputs[file].fd, data.data, start + position)
+            position += data.size
+
+    def _derived(self, blob: Blob) -> Iterator[Bytes]:
+        source, base = blob.source, blob.base
+        if isinstance(source, TransposeOf):
+            read = self._reader_of(source.blob)
+            yield from transposed(read, source.width, source.shape, source.perm)
+            return
+        for start in range(0, blob.length, MAX_CHUNK):
+            length = min(MAX_CHUNK, blob.length - start)
+            if source is not None:
+                yield self._reader_of(source.blob)(source.offset + start, length)
+            else:
+                assert base is not None
+                yield self._base_bytes(base, start, length)
+
+    def _reader_of(self, number: int) -> Callable[[int, int], Bytes]:
+        file, place = self._places[number][0]
+        source = FileSource(os.dup(self._outputs[file].fd), None, "the restored file")
+        return lambda start, length: read_bytes(source, place + start, length)
+
+    def _base_bytes(self, number: int, start: int, length: int) -> Bytes:
+        if self._base is None:
+            raise needs_base(self._manifest, self._source.label)
+        return self._base.read(number, start, length)
 
     def _tasks(self) -> Iterator[Callable[[], None]]:
         for kind, number, start, length in self._manifest.frames():
@@ -127,7 +192,7 @@ class _Restorer:
     def _check_ratio(self, header: FrameHeader, where: str) -> None:
         """Refuse what expands too far. Constants, runs and copies of a tensor may: they cost
         little to write, and the limit of all bytes together holds for them too."""
-        if header.codec in (FILL, RLE):
+        if header.codec in CHEAP:
             return
         self._restored += header.raw_length
         if self._restored > RATIO_LIMIT * self._source.position + RATIO_SLACK:
@@ -139,7 +204,12 @@ class _Restorer:
         self, header: FrameHeader, payload: bytes, start: int, where: str
     ) -> Callable[[], None]:
         def task() -> None:
-            data = decode_frame(header, payload, where)
+            base = None
+            if header.kind == TENSOR:
+                other = self._manifest.blobs[header.number].base
+                if other is not None:
+                    base = self._base_bytes(other, start, header.raw_length)
+            data = decode_frame(header, payload, where, base)
             if header.kind == FILE_BYTES:
                 self._write_rest(header.number, start, data)
                 return
@@ -168,22 +238,14 @@ class _Restorer:
         if footer.sha256 != table_hash(manifest_bytes, index):
             raise PackError(f"{source.label}: the tables do not match their hash; it is damaged")
 
-    def _check_hashes(self, threads: int) -> None:
-        def task(fd: int) -> Callable[[], bytes]:
-            return lambda: hash_range(FileSource(os.dup(fd), None, "restored file"), 0, _size(fd))
-
-        tasks = (task(output.fd) for output in self._outputs)
-        for file, sha in zip(self._manifest.files, in_order(tasks, threads), strict=True):
-            if sha != file.sha256:
+    def _check_hashes(self, followers: list[HashFollower]) -> None:
+        for file, follower in zip(self._manifest.files, followers, strict=True):
+            if follower.result() != file.sha256:
                 what = f"data file '{file.name}'" if file.name else "the model"
                 raise PackError(
                     f"{self._source.label}: {what} does not match its hash after unpacking; the "
                     "file is damaged or hostile, nothing was written"
                 )
-
-
-def _size(fd: int) -> int:
-    return os.fstat(fd).st_size
 
 
 def _write_at(fd: int, view: memoryview, position: int) -> None:
@@ -199,6 +261,7 @@ def unpack(
     source: str | os.PathLike[str] | BinaryIO,
     target: str | os.PathLike[str] | BinaryIO,
     *,
+    base: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     limit: int = TOTAL_LIMIT,
 ) -> list[str]:
@@ -209,6 +272,7 @@ def unpack(
     Args:
         source: Path of the packed file, or a binary stream, which is only read forward.
         target: Path of the model to write, or a binary stream (for models without data files).
+        base: The base version (a model or its packed form) that a difference was packed against.
         threads: How many threads to use; None means one for each core.
         limit: Refuse to restore more bytes than this.
 
@@ -216,7 +280,8 @@ def unpack(
         The paths written, the model first; none for a stream.
 
     Raises:
-        PackError: the pack is damaged, hostile, over the limit, or would overwrite other files.
+        PackError: the pack is damaged, hostile, over the limit, or would overwrite other files;
+            or its base is missing or another one.
         ModelSaveError: the target cannot be written.
     """
     count = thread_count(threads)
@@ -227,11 +292,22 @@ def unpack(
             raise PackError(f"{forward.label} is not a packed model (.onnxz)")
         table = forward.table(MANIFEST)
         manifest = Manifest.decode(table, forward.label, limit)
+        other = _base_for(manifest, base, forward.label, count)
         if path is None:
             assert not isinstance(target, (str, os.PathLike))
-            _to_stream(forward, table, manifest, target, count)
+            _to_stream(forward, table, manifest, target, other, count)
             return []
-        return _to_files(forward, table, manifest, path, count)
+        return _to_files(forward, table, manifest, path, other, count)
+
+
+def _base_for(
+    manifest: Manifest, base: str | os.PathLike[str] | None, label: str, threads: int
+) -> BaseBytes | None:
+    if not manifest.bases:
+        return None
+    if base is None:
+        raise needs_base(manifest, label)
+    return Base(base, threads).for_manifest(manifest, label)
 
 
 def _open(source: str | os.PathLike[str] | BinaryIO, stack: contextlib.ExitStack) -> _Forward:
@@ -246,7 +322,12 @@ def _open(source: str | os.PathLike[str] | BinaryIO, stack: contextlib.ExitStack
 
 
 def _to_stream(
-    forward: _Forward, table: bytes, manifest: Manifest, target: BinaryIO, threads: int
+    forward: _Forward,
+    table: bytes,
+    manifest: Manifest,
+    target: BinaryIO,
+    base: BaseBytes | None,
+    threads: int,
 ) -> None:
     """Restore into a temporary file first: a pipe cannot take back a wrong byte."""
     if len(manifest.files) > 1:
@@ -256,14 +337,19 @@ def _to_stream(
         )
     spool = _Spool()
     with spool.file:
-        _Restorer(forward, manifest, [spool]).run(table, threads)
+        _Restorer(forward, manifest, [spool], base).run(table, threads)
         spool.file.seek(0)
         shutil.copyfileobj(spool.file, target, _PIECE)
     target.flush()
 
 
 def _to_files(
-    forward: _Forward, table: bytes, manifest: Manifest, path: str, threads: int
+    forward: _Forward,
+    table: bytes,
+    manifest: Manifest,
+    path: str,
+    base: BaseBytes | None,
+    threads: int,
 ) -> list[str]:
     folder = os.path.dirname(path)
     paths = [path]
@@ -277,7 +363,7 @@ def _to_files(
             for beside in paths[1:]:
                 _make_folders(folder, os.path.dirname(beside), made)
             files = [stack.enter_context(AtomicFile(item)) for item in paths]
-            _Restorer(forward, manifest, list(files)).run(table, threads)
+            _Restorer(forward, manifest, list(files), base).run(table, threads)
             for output in files:
                 output.flush()
             for output in reversed(files):  # the model last: it is of no use without its data

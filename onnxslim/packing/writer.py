@@ -14,6 +14,8 @@ import numpy as np
 
 from onnxslim.io.atomic import AtomicFile, check_target
 from onnxslim.io.source import FileSource
+from onnxslim.packing.against import apply_base
+from onnxslim.packing.base import Base
 from onnxslim.packing.decode import RAW
 from onnxslim.packing.encode import encode, encode_rest, profile_named
 from onnxslim.packing.layout import (
@@ -29,7 +31,7 @@ from onnxslim.packing.layout import (
 )
 from onnxslim.packing.listing import PackedModel, PackedTensor
 from onnxslim.packing.parallel import in_order, thread_count
-from onnxslim.packing.plan import ModelBytes, Plan, make_plan
+from onnxslim.packing.plan import ModelBytes, Plan, make_plan, relate
 from onnxslim.packing.planes import Bytes
 
 
@@ -53,6 +55,7 @@ def pack(
     target: str | os.PathLike[str] | BinaryIO,
     *,
     profile: str = "default",
+    base: str | os.PathLike[str] | None = None,
     threads: int | None = None,
 ) -> PackReport:
     """Pack an ONNX file and its external data files into one ``.onnxz`` file, without loss.
@@ -65,6 +68,8 @@ def pack(
         target: Path to write (it appears complete or not at all), or an open binary stream.
         profile: ``default`` (fast), ``max`` (smallest, slow) or ``stdlib`` (can be read without
             the package zstandard).
+        base: An earlier version of the model, or its packed form: tensors are stored as
+            references and differences to it where that is shorter, and unpacking needs it again.
         threads: How many threads to use; None means one for each core.
 
     Raises:
@@ -76,7 +81,10 @@ def pack(
     chosen = profile_named(profile)
     count = thread_count(threads)
     path = check_target(target) if isinstance(target, (str, os.PathLike)) else None
-    plan = make_plan(_open(source), chosen, count)
+    plan = make_plan(_open(source), chosen, count, relate=True)
+    if base is not None:
+        apply_base(plan, Base(base, count), count)
+    relate(plan)
     if path is None:
         assert not isinstance(target, (str, os.PathLike))
         return _write(plan, target, count)
@@ -163,5 +171,13 @@ def _rest_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> 
 def _tensor_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> _Frame:
     origin = plan.origins[number]
     data = plan.read(origin.file, origin.offset + start, length)
-    encoded = encode(data, origin.width, plan.recipes(number), plan.profile, guarded=plan.guarded)
+    delta, encoded = plan.deltas.get(number), None
+    if delta is not None:
+        base = plan.manifest.blobs[number].base
+        assert plan.base is not None and base is not None  # noqa: PT018
+        encoded = delta.encode(data, plan.base.read(base, start, length), plan.profile)
+    if encoded is None:
+        encoded = encode(
+            data, origin.width, plan.recipes(number), plan.profile, guarded=plan.guarded
+        )
     return _frame(kind, number, data, encoded)

@@ -56,6 +56,7 @@ class SparseOutcome:
         after: score of the result.
         basis: what was judged by.
         warnings: what the user should know, one line each.
+        refitted: names of the weights that were refitted, not only masked.
     """
 
     model: ir.Model
@@ -65,6 +66,7 @@ class SparseOutcome:
     after: Score | None = None
     basis: str = ""
     warnings: list[str] = field(default_factory=list)
+    refitted: list[str] = field(default_factory=list)
 
     @property
     def zeros(self) -> int:
@@ -131,7 +133,7 @@ def prune_sparse(
         outcome.before, outcome.basis = judge.baseline, judge.basis
         outcome.after = outcome.after or judge.score(outcome.model)
         judge.demand(outcome.after)
-    outcome.tensors = _counted(outcome.model, zeros_before, pattern)
+    outcome.tensors = _counted(outcome, zeros_before, pattern)
     return outcome
 
 
@@ -211,8 +213,9 @@ def _refit_better(
                 "weights are as they were but for the zeros"
             )
             return
-    outcome.model, outcome.after = candidate, score
-    outcome.how += f", {len(done.layers)} layers refitted"
+    outcome.model, outcome.after, outcome.refitted = candidate, score, done.layers
+    count = len(done.layers)
+    outcome.how += f", {count} layer{'' if count == 1 else 's'} refitted"
 
 
 def _masking_only(pattern: Pattern, has_data: bool) -> str:
@@ -232,15 +235,16 @@ def _how(request: SparseRequest, pattern: Pattern | None) -> str:
 
 
 def _counted(
-    model: ir.Model, before: Sequence[int], pattern: Pattern | None
+    outcome: SparseOutcome, before: Sequence[int], pattern: Pattern | None
 ) -> list[TensorSparsity]:
     found = []
-    for weight, known in zip(find_weights(model), before, strict=True):
-        content = weight.read()
-        note = ""
+    refitted = set(outcome.refitted)
+    for weight, known in zip(find_weights(outcome.model), before, strict=True):
+        content, notes = weight.read(), []
         if pattern is not None and not weight.agreed:
-            note = "its readers sum over different axes; the pattern holds for the first one"
-        found.append(
-            TensorSparsity(weight.name, content.shape, known, zeros_in(content), content.size, note)
-        )
+            notes.append("its readers sum over different axes; the pattern holds for the first one")
+        if refitted and weight.name not in refitted:
+            notes.append("masked only")
+        zeros, note = zeros_in(content), "; ".join(notes)
+        found.append(TensorSparsity(weight.name, content.shape, known, zeros, content.size, note))
     return found

@@ -164,8 +164,10 @@ def prune_structured(
     feeds = _finite(data.fit, warnings)
     request = _settled(request, feeds, base, warnings, judged=data.judged)
     judge = Judge(base, data) if data.judged else None
-    ranking = Ranking(analysis, with_noise(feeds, data.seed), data.seed, gammas)
     held_out = _finite(data.guard, warnings) if data.labels is None else ()
+    # The order of the units comes from inputs alone, so the held-out ones may count for it.
+    seen = with_noise([*feeds, *held_out], data.seed) if feeds else ()
+    ranking = Ranking(analysis, seen, data.seed, gammas)
     search = Search(analysis, ranking, request, feeds, judge, data.seed, progress, held_out)
     found = search.run()
     return _outcome(base, search, found, [*warnings, *ranking.notes])

@@ -74,7 +74,9 @@ class Weight:
         tensor = constant_tensor(self.value)
         assert tensor is not None
         new = np.ascontiguousarray(content.astype(tensor.dtype.numpy(), copy=False))
+        declared = self.value.shape
         store(self.value, ir.tensor(new, dtype=tensor.dtype, name=self.value.name))
+        self.value.shape = declared
 
 
 def find_weights(model: ir.Model) -> list[Weight]:

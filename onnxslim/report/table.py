@@ -55,6 +55,7 @@ def print_report(report: Report, console: Console, *, verbose: bool = False) -> 
     console.print(cost_table(report.before, report.after))
     console.print(operator_table(report.before, report.after))
     _print_steps(report, console)
+    _print_sparsity(report, console, verbose)
     _print_passes(report, console, verbose)
     print_validation(report.validation, console)
     for warning in report.warnings:
@@ -129,6 +130,30 @@ def _print_steps(report: Report, console: Console) -> None:
         snapshot = step.snapshot
         table.add_row(step.name, size(snapshot.file_bytes), count(snapshot.nodes), step.note)
     console.print(table)
+
+
+def _print_sparsity(report: Report, console: Console, verbose: bool) -> None:
+    """Zeros of each weight after pruning; the tail only with ``verbose``."""
+    tensors = [
+        entry
+        for step in report.steps
+        for entry in step.details.get("pruning", {}).get("tensors", ())
+    ]
+    if not tensors:
+        return
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("weight", overflow="fold")
+    for title in ("shape", "zeros before", "zeros", "share"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    for entry in tensors if verbose else tensors[:_MAX_OPERATORS]:
+        shape = "x".join(map(str, entry["shape"]))
+        share = f"{entry['sparsity']:.2%}"
+        zeros = (str(entry["zeros_before"]), str(entry["zeros"]))
+        table.add_row(escape(entry["name"]), shape, *zeros, share, escape(entry["note"]))
+    console.print(table, highlight=False)
+    if not verbose and len(tensors) > _MAX_OPERATORS:
+        console.print(f"  … {len(tensors) - _MAX_OPERATORS} more with --verbose or --json")
 
 
 def _print_passes(report: Report, console: Console, verbose: bool) -> None:

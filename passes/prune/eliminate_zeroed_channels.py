@@ -30,6 +30,8 @@ Holds only if:
    a channel of queries and keys goes when it is zero on either side, or its head goes. Heads that
    share keys and values go together. Numbers that spell heads or channels in target shapes are
    rewritten, as constants or as pieces of a Concat; no scale is touched.
+8. A quantized weight is a constant behind a DequantizeLinear that the operator alone reads, without
+   blocks. Between quantized values nothing is folded: only zero and unread channels go there.
 
 Hidden units of LSTM, GRU and RNN are channels too, which needed units may need; the two directions
 of one operator lose equally many, other ones where what follows keeps the directions apart. So are
@@ -207,7 +209,10 @@ def _evaluator(imports: dict[str, int]) -> Evaluate:
         from onnxslim.runtime.evaluate import evaluate
 
         attributes = sorted((name, str(item.value)) for name, item in node.attributes.items())
-        contents = [None if item is None else (item.dtype.name, item.tobytes()) for item in inputs]
+        contents = [
+            None if item is None else (item.dtype.name, item.shape, item.tobytes())
+            for item in inputs
+        ]
         question = (node.op_type, tuple(attributes), tuple(contents))
         if question not in answers:
             try:

@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from onnxslim import io
 from onnxslim.calibration.run import calibrate
+from onnxslim.calibration.store import merge_all
 from onnxslim.calibration.streams import open_feeds
 from onnxslim.errors import DataError, UsageError
 from onnxslim.runtime.session import open_session
@@ -135,6 +136,17 @@ def test_more_than_a_twentieth_of_bad_samples_is_too_much() -> None:
     assert "2 of 32 calibration samples hold NaN or infinite values, more than 5%" in message
     assert "first: calibration sample 30" in message
     assert "1 of 1 calibration samples" in refusal([{"image": with_nan()}], skip_bad=True)
+
+
+def test_bad_samples_of_shards_are_counted_together() -> None:
+    data = [*many(40), {"image": with_nan()}]
+    parts = [
+        calibrate(parse(ONE), data, shard=(number, 8), skip_bad=True) for number in range(1, 9)
+    ]
+    assert [part.skipped for part in parts] == [1, 0, 0, 0, 0, 0, 0, 0]  # 1 of 6: over a twentieth
+    assert merge_all(parts).to_bytes() == calibrate(parse(ONE), data, skip_bad=True).to_bytes()
+    with pytest.raises(DataError, match="1 of 11 calibration samples hold NaN"):
+        merge_all(parts[:2])
 
 
 @pytest.mark.parametrize("budget", [1, 1 << 28])

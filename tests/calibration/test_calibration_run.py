@@ -18,7 +18,7 @@ from onnxslim.calibration.run import calibrate, make_plan, model_digest
 from onnxslim.calibration.statistics import TensorStatistics
 from onnxslim.calibration.store import Calibration, merge_all
 from onnxslim.calibration.streams import open_feeds
-from onnxslim.errors import UsageError
+from onnxslim.errors import DataError, UsageError
 from onnxslim.runtime.specs import input_specs
 
 MODEL = """
@@ -101,6 +101,19 @@ def test_shards_merge_to_the_same_bytes(tmp_path: Path, shards: int) -> None:
     assert merge_all(parts).to_bytes() == whole.to_bytes()
     stored = [Calibration.from_bytes(part.to_bytes()) for part in reversed(parts)]
     assert merge_all(stored).to_bytes() == whole.to_bytes()
+
+
+def test_more_shards_than_feeds() -> None:
+    data = [{"x": RNG.standard_normal((4, 3)).astype(np.float32)} for _ in range(2)]
+    parts = [calibrate(parse(SIMPLE), data, shard=(number, 5)) for number in range(1, 6)]
+    assert [part.samples for part in parts] == [4, 4, 0, 0, 0]
+    assert [part.notes for part in parts] == [[]] * 5
+    merged = merge_all(parts)
+    assert merged.to_bytes() == calibrate(parse(SIMPLE), data).to_bytes()
+    few = merge_all([parts[0], parts[2]])
+    assert few.notes == ["only 4 calibration samples: ranges may be too narrow"]
+    with pytest.raises(DataError, match="no calibration samples in any of the parts"):
+        merge_all(parts[2:])
 
 
 def work(job: tuple[str, str, int]) -> bytes:

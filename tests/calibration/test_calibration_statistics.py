@@ -160,7 +160,7 @@ def sample_calibration() -> Calibration:
         "empty": TensorStatistics(),
     }
     tensors["a"].add_channels(np.ones((2, 3), np.float32), 1)
-    return Calibration("0f" * 32, tensors, feeds=3, samples=7, skipped=1)
+    return Calibration("0f" * 32, tensors, feeds=3, samples=70, skipped=1)
 
 
 def test_a_file_holds_everything(tmp_path) -> None:
@@ -168,7 +168,7 @@ def test_a_file_holds_everything(tmp_path) -> None:
     found.save(tmp_path / "c.npz")
     again = Calibration.load(tmp_path / "c.npz")
     assert again.to_bytes() == found.to_bytes()
-    assert (again.key, again.feeds, again.samples, again.skipped) == ("0f" * 32, 3, 7, 1)
+    assert (again.key, again.feeds, again.samples, again.skipped) == ("0f" * 32, 3, 70, 1)
     assert again.tensors["empty"].count == 0
     np.testing.assert_array_equal(again.tensors["β/x"].bins, found.tensors["β/x"].bins)
     assert again.tensors["a"].channel_max.tolist() == [1, 1, 1]
@@ -178,7 +178,7 @@ def test_a_file_holds_everything(tmp_path) -> None:
 def test_merging_files() -> None:
     one, two = sample_calibration(), sample_calibration()
     both = merge_all([one, two])
-    assert (both.feeds, both.samples, both.skipped) == (6, 14, 2)
+    assert (both.feeds, both.samples, both.skipped) == (6, 140, 2)
     assert both.tensors["β/x"].count == 100
     assert one.tensors["β/x"].count == 50
     two.key = "other"

@@ -131,13 +131,12 @@ def test_main_command_prunes_and_packs(folder: Path) -> None:
 
 
 def test_main_command_cuts_channels(folder: Path) -> None:
-    arguments = (MODELS / "digits_cnn.onnx", "out.onnx", "--prune", "0.5", "-q")
-    images = np.load(MODELS / "digits_calibration.npz")["input"][:40]
-    np.savez(folder / "digits.npz", input=images)
-    done = onnxslim(*arguments, "--calibration", "digits.npz", cwd=folder)
+    arguments = ("in.onnx", "out.onnx", "--prune", "0.5", "--calibration", "data.npz")
+    done = onnxslim(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
-    before, after = MODELS / "digits_cnn.onnx", folder / "out.onnx"
-    assert after.stat().st_size < 0.6 * before.stat().st_size
+    hidden = {shape.strip("()") for shape in zeros(folder / "out.onnx")}
+    assert hidden in ({"6, 8", "8, 4"}, {"6, 9", "9, 4"}), hidden
+    assert "lossy" in done.stdout
 
 
 def test_limit_that_is_missed(folder: Path) -> None:

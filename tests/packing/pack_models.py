@@ -141,9 +141,9 @@ def manifest_bytes(
     blobs: list[tuple[int, int, bytes]],
     files: list[tuple[bytes, int, bytes, list[tuple[int, int]]]],
 ) -> bytes:
-    out = varint(len(blobs))
+    out = varint(0) + varint(len(blobs))  # no tensors of a base
     for length, chunk, sha in blobs:
-        out += varint(length) + varint(chunk) + sha
+        out += varint(length) + varint(chunk) + sha + b"\0"
     out += varint(len(files))
     for name, size, sha, splices in files:
         out += varint(len(name)) + name + varint(size) + sha + varint(len(splices))

@@ -14,6 +14,9 @@ import pytest
 from graph_check import as_written, parse
 from prune_models import Net, Pruned, count_parameters
 
+from onnxslim.passes.simplify.eliminate_identity import EliminateIdentity
+from onnxslim.pipeline import Context
+
 HALF = range(16, 32)
 IMAGE = ("n", 16, 6, 6)
 MODELS = Path(__file__).parents[2] / "models"
@@ -126,7 +129,12 @@ def test_pruned_then_quantized_digits(per_channel):
     images = np.load(MODELS / "digits_calibration.npz")[name]
     feeds = [{name: images[start : start + 8]} for start in range(0, 64, 8)]
     quantized = quantize(model, feeds, per_channel=per_channel)
+    for one in (model, quantized):
+        EliminateIdentity()(one, Context(one))
     pruned = Pruned(quantized)
+    # Zero through two residual joins, the pool and the Flatten, up to the quantized classifier
+    assert pruned.dims("stage2.0.conv2.weight_quantized") == (32, 29, 3, 3)
+    assert pruned.dims("classifier.weight_quantized") == (10, 32)
     float_ratio = Pruned(model).parameters() / count_parameters(model)
     assert pruned.parameters() / count_parameters(pruned.before) < float_ratio * 1.1
     test = np.load(MODELS / "digits_test.npz")[name][:200]
@@ -363,3 +371,34 @@ def test_scales_that_are_computed_are_a_barrier():
     pruned = Pruned(net.model(net.conv(x, 8, "c2")))
     assert pruned.dims("c1.w")[0] == 32
     assert "scale or zero point is not constant" in pruned.reasons()
+
+
+CAPTURED = """
+agraph (float[n,3] x, bool flag) => (float[n,2] y) <
+  int8[4,3] w = {1,2,3, 0,0,0, -4,0,7, 0,0,0}, float s = {0.5}, int32[4] b = {1,0,2,0},
+  int8[2,4] v = {1,2,3,4,5,6,7,8}, int32[2] c = {1,2}
+>
+{
+  wd = DequantizeLinear (w, s)
+  bd = DequantizeLinear (b, s)
+  vd = DequantizeLinear (v, s)
+  cd = DequantizeLinear (c, s)
+  y = If (flag) <
+    then_branch = g1 () => (float[n,2] y1) {
+      h = Gemm <transB = 1> (x, wd, bd)
+      y1 = Gemm <transB = 1> (h, vd, cd)
+    },
+    else_branch = g2 () => (float[n,2] y2) {
+      h2 = Gemm <transB = 1> (x, wd, bd)
+      y2 = Gemm <transB = 1> (h2, vd, cd)
+    }
+  >
+}
+"""
+
+
+def test_weights_that_an_outer_graph_dequantizes_are_left_alone():
+    pruned = Pruned(parse(CAPTURED))
+    assert pruned.changes == 0
+    assert constant(pruned, "w")[1] == [0, 0, 0]
+    pruned.assert_equal()

@@ -323,6 +323,8 @@ class Channelled:
         if tracked is not None:  # behind a DequantizeLinear
             self.unite(tracked.ids, ids)
             return tracked.filled()
+        if constant_tensor(node.inputs[index]) is None:
+            raise Barrier(f"{label(node.inputs[index])} is not constant")
         known = uniform(node.inputs[index], axis)
         self.record(node, index, {axis: ids})
         return np.full(len(ids), np.nan) if known is None else known

@@ -21,7 +21,8 @@ from onnxslim.rewrite.channels.atoms import (
     constant_shape,
 )
 from onnxslim.rewrite.channels.elementwise import reduced_axes
-from onnxslim.rewrite.channels.reshape import numbers_of, spelled_count, tracked_input
+from onnxslim.rewrite.channels.reshape import numbers_of, tracked_input
+from onnxslim.rewrite.channels.target import spelled_count
 
 
 def transpose(state: Channelled, node: ir.Node) -> None:

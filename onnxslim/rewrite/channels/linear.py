@@ -286,12 +286,20 @@ def record_bias(state: Channelled, node: ir.Node, outputs: Ids, axis: int = 0) -
         state.record(node, 2, {axis: outputs})
 
 
+def _quantized_bias(node: ir.Node) -> Known | None:
+    """A bias behind a DequantizeLinear of the same graph."""
+    value = optional_input(node, 2)
+    producer = value.producer() if value is not None else None
+    same = producer is not None and producer.graph is node.graph
+    return quantized_constant(value) if same else None
+
+
 def bias_known(node: ir.Node, size: int) -> Known:
     """The bias of a Conv per output channel; zeros when there is none."""
     value = optional_input(node, 2)
     if value is None:
         return np.zeros(size)
-    quantized = quantized_constant(value)
+    quantized = _quantized_bias(node)
     if quantized is not None and quantized.shape == (size,):
         return quantized
     if constant_shape(value) != (size,):
@@ -303,7 +311,7 @@ def bias_known(node: ir.Node, size: int) -> Known:
 def _gemm_bias_axis(node: ir.Node, size: int) -> int | None:
     """The axis of C that runs over output channels; None when C is missing or one number."""
     value = optional_input(node, 2)
-    quantized = quantized_constant(value)
+    quantized = _quantized_bias(node)
     shape = quantized.shape if quantized is not None else constant_shape(value)
     shape = (1,) if value is None else shape
     if shape is None:
@@ -319,7 +327,7 @@ def _gemm_bias_known(node: ir.Node, axis: int | None, size: int) -> Known:
     value = optional_input(node, 2)
     if value is None:
         return np.zeros(size)
-    quantized = quantized_constant(value)
+    quantized = _quantized_bias(node)
     if quantized is not None and quantized.size in (1, size):
         return np.broadcast_to(quantized.reshape(-1), (size,))
     if axis is None:

@@ -107,13 +107,18 @@ def stored_weight(node: ir.Node, index: int) -> Stored:
     found = None
     if tensor is not None:
         found = Stored(node, index, tensor, tensor.dtype)
-    elif value is not None and producer is not None and is_op(producer, "DequantizeLinear"):
+    elif value is not None and producer is not None and _dequantizes(producer, node):
         found = _behind_dequantize(producer, value)
     if found is None:
         raise Barrier(f"{label(value)} is not constant")
     if len(found.shape) < 2 or 0 in found.shape:
         raise Barrier(f"{label(value)} is not a matrix")
     return found
+
+
+def _dequantizes(producer: ir.Node, reader: ir.Node) -> bool:
+    """Is this a DequantizeLinear in the same graph?"""
+    return is_op(producer, "DequantizeLinear") and producer.graph is reader.graph
 
 
 def _behind_dequantize(node: ir.Node, value: ir.Value) -> Stored | None:
@@ -237,7 +242,10 @@ def _through(
 
     With scales along another axis, only what is the same for all of them.
     """
-    if channels.known is None or channels.dtype is None:
+    dtype = channels.dtype
+    if dtype is None and is_op(node, "QuantizeLinear"):
+        dtype = ir.DataType.from_numpy(scheme.scale.dtype)
+    if channels.known is None or dtype is None:
         return None
     size = len(channels.ids)
     shape = [1] * count
@@ -253,7 +261,7 @@ def _through(
         margin = np.where(plain == 0, 0.0, _STEPS * step + _RELATIVE * np.abs(plain))
     results = []
     for moved in (plain,) if not margin.any() else (plain, plain - margin, plain + margin):
-        feed = np.broadcast_to(moved.reshape(along), shape).astype(channels.dtype.numpy())
+        feed = np.broadcast_to(moved.reshape(along), shape).astype(dtype.numpy())
         given: list[Array | None] = [np.ascontiguousarray(feed)]
         for other in node.inputs[1:]:
             tensor = constant_tensor(other)

@@ -25,7 +25,7 @@ from onnxslim.rewrite.channels.atoms import (
 )
 from onnxslim.rewrite.channels.joint import joint_of, length_along, track_joint
 from onnxslim.rewrite.channels.linear import tensor_of
-from onnxslim.rewrite.channels.reshape import spelled, spelled_count
+from onnxslim.rewrite.channels.target import spelled, spelled_count
 from onnxslim.rewrite.channels.weight import Weight
 
 _RECURRENT = ("GRU", "LSTM", "RNN")

@@ -16,6 +16,7 @@ from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
 from onnxslim.rewrite.channels import reshape as reshaping
 from onnxslim.rewrite.channels import shuffle as shuffling
+from onnxslim.rewrite.channels import target as targets
 from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Channels, Edits, constant_shape
 from onnxslim.rewrite.channels.mixing import mix
 
@@ -73,10 +74,10 @@ def _group_norm(state: Channelled, found: SplitNorm, channels: Channels) -> None
         raise Barrier("its groups do not divide the channels")
     width = size // groups
     each = channels.ids[::width]
-    spell_groups = reshaping.spelled(found.split, 1, 1, groups, "the shape")
+    spell_groups = targets.spelled(found.split, 1, 1, groups, "the shape")
     spell_size = None
     if not found.follows:
-        spell_size = reshaping.spelled(found.join, 1, 1, size, "the shape")
+        spell_size = targets.spelled(found.join, 1, 1, size, "the shape")
     scale, shift = (np.repeat(state.constant(found.norm, at, 0, each), width) for at in (1, 2))
     zeros = (channels.filled() == 0).reshape(groups, width).all(axis=1)
     known = np.where(np.repeat(zeros, width) | (scale == 0), shift, np.nan)
@@ -115,8 +116,8 @@ def _split_norm(split: ir.Node) -> SplitNorm | None:
     source = [dim(entering, axis) for axis in range(count)]
     size = source[1]
     try:
-        middle = reshaping.target_dims(split, list(source))
-        last = reshaping.target_dims(join, list(middle))
+        middle = targets.target_dims(split, list(source))
+        last = targets.target_dims(join, list(middle))
     except Barrier:
         return None
     if len(middle) != 3 or not isinstance(size, int) or not isinstance(middle[1], int):
@@ -131,7 +132,7 @@ def _split_norm(split: ir.Node) -> SplitNorm | None:
 
 def _same_batch(split: ir.Node, before: int | str | None, after: int | str | None) -> bool:
     """Does the Reshape leave axis 0 alone: by a 0 in its target, or as both are known?"""
-    literals = reshaping.shape_literals(split) or [None]
+    literals = targets.shape_literals(split) or [None]
     copies = literals[0] == 0 and not split.attributes.get_int("allowzero", 0)
     return copies or (before is not None and before == after)
 
