@@ -78,6 +78,7 @@ def optimize(
     external_data: bool = False,
     verify_each: bool = False,
     fold_growth: int = 0,
+    size_threshold: int | None = None,
     align: int | str = "auto",
     compensate_norms: bool = False,
     explain: bool = False,
@@ -105,6 +106,7 @@ def optimize(
         external_data: weights in a data file beside the model, at any size.
         verify_each: verify the graph after every pass.
         fold_growth: bytes by which constant folding may grow the model.
+        size_threshold: operators whose folded result would take more bytes are left as they are.
         align: channel counts after the removal of zeroed channels: 1 (as small as possible), N
             (multiples of N), or ``auto`` (no layer slower than before).
         compensate_norms: also remove constant channels that enter a normalisation over channels,
@@ -126,6 +128,7 @@ def optimize(
 
     started = time.perf_counter()
     settings = channel_settings(align, compensate_norms, explain)
+    settings["fold-constants"] = {"max_output_bytes": size_threshold}
     pipeline = presets.build(preset, passes, skip_passes, settings)
     if target is not None and not hasattr(target, "write"):
         io.check_target(target)

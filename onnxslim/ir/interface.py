@@ -72,7 +72,7 @@ def extract(model: ir.Model, inputs: Dtypes, outputs: Dtypes) -> None:
     ends = [values[name] for name in outputs] or list(model.graph.outputs)
     if inputs:
         ends = _set_inputs(model.graph, [values[name] for name in inputs], ends)
-        for value, dtype in zip(list(model.graph.inputs), inputs.values(), strict=True):
+        for value, dtype in zip(list(model.graph.inputs), inputs.values(), strict=False):
             _type_input(model, value, dtype)
     _set_outputs(model, ends, list(outputs.values()) or [None] * len(ends))
     _drop_unneeded(model.graph)
@@ -98,16 +98,14 @@ def _set_inputs(
         new[value] = ir.Value(name=value.name, type=value.type, shape=value.shape)
         ir.convenience.replace_all_uses_with(value, new[value], replace_graph_outputs=True)
         value.name = None
+    defaults = [value for value in graph.inputs if value.is_initializer() and value not in new]
     graph.inputs.clear()
-    graph.inputs.extend(new[value] for value in starts)
+    graph.inputs.extend([*(new[value] for value in starts), *defaults])
     return [new.get(value, value) for value in ends]
 
 
 def _type_input(model: ir.Model, value: ir.Value, dtype: ir.DataType | None) -> None:
-    if value.dtype is None and dtype is None:
-        raise UsageError(
-            f"the type of {value.name!r} is unknown; give it, as in {value.name}:fp32"
-        )
+    _check_typed(value, dtype)
     if dtype is None or dtype == value.dtype:
         return
     if value.dtype is None:
@@ -124,6 +122,11 @@ def _type_input(model: ir.Model, value: ir.Value, dtype: ir.DataType | None) -> 
         model.graph.insert_before(first, cast)
 
 
+def _check_typed(value: ir.Value, dtype: ir.DataType | None) -> None:
+    if value.type is None and dtype is None:
+        raise UsageError(f"the type of {value.name!r} is unknown; give it, as in {value.name}:fp32")
+
+
 def _cast(model: ir.Model, value: ir.Value, dtype: ir.DataType) -> ir.Node:
     cast = ir.node("Cast", [value], {"to": int(dtype)})
     cast.outputs[0].name = Names(model).fresh(f"{value.name}_{dtype.name.lower()}")
@@ -137,6 +140,9 @@ def _set_outputs(
     graph = model.graph
     graph.outputs.clear()
     for value, dtype in zip(ends, dtypes, strict=True):
+        _check_typed(value, dtype)
+        if value.dtype is None and dtype is not None:
+            value.dtype = dtype
         if dtype is None or dtype == value.dtype:
             graph.outputs.append(value)
             continue

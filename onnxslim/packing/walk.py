@@ -29,6 +29,8 @@ _NESTED: dict[int, dict[int, int]] = {
     TRAINING: {1: GRAPH, 2: GRAPH},
 }
 _TYPED = frozenset((4, 5, 6, 7, 10, 11))
+_AS_RAW = {4: (1, 14), 10: (11, 15)}
+"""Typed fields that hold, when packed, the same bytes as ``raw_data`` for these types."""
 _EXTERNAL = 1
 
 
@@ -51,7 +53,11 @@ class Readable(Protocol):
 
 @dataclass
 class FoundTensor:
-    """A TensorProto. ``raw`` is (offset, length) of ``raw_data`` in the file, if it has any."""
+    """A TensorProto.
+
+    ``raw`` is (offset, length) of its values in the file, if they are in ``raw_data``, or in a
+    typed field that holds the same bytes (packed ``float_data`` and ``double_data``).
+    """
 
     name: str = ""
     dtype: int = 0
@@ -125,6 +131,7 @@ class Walk:
         found = FoundTensor(name=owner)
         entries: dict[str, str] = {}
         location = 0
+        typed: list[_Field] = []
         for item in self._fields(message.begin, message.end):
             if item.number == 1:
                 self._add_dims(item, found.shape)
@@ -140,9 +147,10 @@ class Walk:
             elif item.number == 14 and item.wire == 0:
                 location = item.value
             elif item.number in _TYPED:
-                found.typed_bytes += item.end - item.begin
+                typed.append(item)
         if location == _EXTERNAL:
             found.external = entries
+        _add_typed(found, typed)
         return found
 
     def _add_dims(self, item: _Field, shape: list[int]) -> None:
@@ -202,6 +210,16 @@ class Walk:
             if byte < 0x80:
                 return value, position
         raise UnreadableError
+
+
+def _add_typed(found: FoundTensor, typed: list[_Field]) -> None:
+    """Take values in typed fields as raw ones where they are the same bytes."""
+    single = typed[0] if len(typed) == 1 else None
+    if found.raw is None and found.external is None and single is not None:
+        if single.wire == 2 and found.dtype in _AS_RAW.get(single.number, ()):
+            found.raw = single.begin, single.end - single.begin
+            return
+    found.typed_bytes = sum(item.end - item.begin for item in typed)
 
 
 def _signed(value: int) -> int:

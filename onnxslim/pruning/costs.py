@@ -148,7 +148,7 @@ class Speed:
         return self.after / self.before if self.before > 0 else 1.0
 
 
-def race(first: Session, second: Session, feed: Any, seconds: float = 0.5) -> Speed:
+def race(first: Session, second: Session, feed: Any, seconds: float = 0.2) -> Speed:
     """Runs two open models in turns and takes the best time of each, so that noise adds little.
 
     Args:

@@ -27,6 +27,7 @@ from onnxslim.ir.schema import is_op
 from onnxslim.pruning.groups import Analysis, Group
 from onnxslim.pruning.layers import Layer, layer_of
 from onnxslim.pruning.sampling import Feeds, positions, run_tapped
+from onnxslim.pruning.tokens import positions_read
 from onnxslim.rewrite.channels.atoms import Contraction, Ids
 
 Values = npt.NDArray[np.float64]
@@ -205,6 +206,8 @@ class Ranking:
     def _surgery(self, group: Group, index: int) -> _Surgery | None:
         part = self.analysis.state.contractions[index]
         layer = layer_of(part.node)
+        if layer is not None and layer.channel_axis == -1:
+            layer.tokens = positions_read(layer.output)
         if layer is None or layer.groups != 1 or layer.unknowns > _LARGEST_GRAM:
             return None
         gram = self._gram(layer)

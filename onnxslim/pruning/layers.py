@@ -43,6 +43,7 @@ class Layer:
         scale: Gemm's alpha.
         biased: the reader and input that hold the bias (a MatMul's is in the Add behind it), or
             None where there is no place for one.
+        tokens: the positions of its output that anything depends on; None for all.
     """
 
     node: ir.Node
@@ -52,6 +53,7 @@ class Layer:
     channel_axis: int
     scale: float
     biased: tuple[ir.Node, int] | None
+    tokens: frozenset[int] | None = None
 
     @property
     def source(self) -> ir.Value:

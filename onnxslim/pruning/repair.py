@@ -33,6 +33,7 @@ from onnxslim.pruning.cut import Cut
 from onnxslim.pruning.fitting import Problem
 from onnxslim.pruning.layers import Layer, Rows, layers_of
 from onnxslim.pruning.sampling import Teacher, positions, run_tapped
+from onnxslim.pruning.tokens import positions_read
 
 RUNGS = ("none", "bias", "affine", "least-squares", "residual", "second-sweep")
 
@@ -129,6 +130,8 @@ class _Fit:
 
     def one(self, layer: Layer, rung: str) -> None:
         """Repairs one layer as the rung says."""
+        if layer.channel_axis == -1:
+            layer.tokens = positions_read(layer.output)
         if rung in ("bias", "affine"):
             self._moments(layer, affine=rung == "affine")
             return

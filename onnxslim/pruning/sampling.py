@@ -89,10 +89,13 @@ def positions(layer: Layer, output: Array, number: int, feeds: int, seed: int) -
     places = layer.places(output)
     rows = -(-row_count(layer) // feeds)
     wanted = -(-rows // layer.rows_per_place(output))
-    if wanted >= places:
-        return np.arange(places, dtype=np.int64)
+    open_places = np.arange(places, dtype=np.int64)
+    if layer.tokens is not None:
+        open_places = open_places[np.isin(open_places % output.shape[-2], list(layer.tokens))]
+    if wanted >= len(open_places):
+        return open_places
     rng = np.random.default_rng([seed, number, places])
-    return np.sort(rng.choice(places, size=wanted, replace=False)).astype(np.int64)
+    return np.sort(rng.choice(open_places, size=wanted, replace=False)).astype(np.int64)
 
 
 def with_noise(feeds: Feeds, seed: int) -> list[Mapping[str, Any]]:

@@ -82,9 +82,11 @@ class FoldConstants(Pass):
     Attributes:
         max_bytes: constants and results of one region that are held in memory at most, in bytes; a
             larger region stays as it is. A single Transpose is exempt: it is done on saving.
+        max_output_bytes: a node with a larger result stays; None means no limit.
     """
 
     max_bytes: int = 64 * 1024 * 1024
+    max_output_bytes: int | None = None
     name: ClassVar[str] = "fold-constants"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -147,6 +149,7 @@ class _Run:
         for node in list(self.candidates):
             if any(self.values.nbytes(value) is None for value in node.outputs):
                 self._evaluate_or_drop(node)
+            self._drop_large(node)
         regions = self._affordable(connected(list(self.candidates)))
         regions.sort(key=lambda region: region.growth)
         self._evaluate_ahead(regions)
@@ -192,6 +195,12 @@ class _Run:
                 self.values.evaluate(above)
             except RuntimeRefusedError as error:
                 self._drop(above, f"it cannot be evaluated: {error}")
+
+    def _drop_large(self, node: ir.Node) -> None:
+        limit = self.owner.max_output_bytes
+        sizes = [self.values.nbytes(value) or 0 for value in node.outputs]
+        if limit is not None and node in self.candidates and max(sizes) > limit:
+            self._drop(node, f"its {max(sizes):,} bytes are above the limit of {limit:,}")
 
     def _unknown_above(self, node: ir.Node) -> list[ir.Node]:
         """Candidates that have to be evaluated for this one, it included, in order."""

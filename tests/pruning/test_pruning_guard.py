@@ -17,10 +17,15 @@ from onnxslim.validated_run import no_progress
 
 
 def classifier() -> ir.Model:
-    """Eight features to ten classes through two hidden layers."""
+    """Eight features to ten classes through two hidden layers that say most things twice."""
     net = Net(seed=3)
     x = net.op("Relu", [net.gemm(net.input("x", ["N", 8]), 24, "g1")])
-    model = net.model(net.gemm(net.op("Relu", [net.gemm(x, 24, "g2")]), 10, "g3"))
+    made = net.gemm(net.op("Relu", [net.gemm(x, 24, "g2")]), 10, "g3")
+    for name in ("g1", "g2"):
+        for part in (net.weights[f"{name}.w"], net.weights[f"{name}.b"]):
+            part[8:16] = 1.5 * part[:8]
+            part[16:24] = 0.5 * part[:8]
+    model = net.model(made)
     shapes.infer(model)
     return model
 
@@ -39,7 +44,7 @@ def drop(model: ir.Model, limits: PruningData) -> float:
     return judge.drop(judge.score(model))
 
 
-@pytest.mark.parametrize("limit", [1.0, 5.0])
+@pytest.mark.parametrize("limit", [0.0, 5.0])
 def test_what_is_returned_keeps_the_limit(limit: float) -> None:
     """Scenario 47, with nothing asked for but a limit: as much goes as it allows."""
     limits = data(limit)
@@ -56,20 +61,20 @@ def test_a_larger_limit_lets_more_go() -> None:
         prune_structured(
             classifier(), StructuredRequest(repair="least-squares"), data(limit), no_progress
         ).costs["macs"][1]
-        for limit in (1.0, 20.0)
+        for limit in (0.0, 30.0)
     ]
     assert left[1] < left[0]
 
 
 def test_a_target_that_the_limit_forbids_is_named_with_what_can_be_had() -> None:
-    request = StructuredRequest(target={"macs": 0.2}, repair="least-squares")
-    with pytest.raises(DemandMissedError, match=r"macs=0\.2 was missed.*macs=0\.\d\d can be"):
+    request = StructuredRequest(target={"macs": 0.05}, repair="least-squares")
+    with pytest.raises(DemandMissedError, match=r"macs=0\.05 was missed.*macs=0\.\d\d can be"):
         prune_structured(classifier(), request, data(0.5), no_progress)
 
 
 def test_an_amount_that_the_limit_forbids_is_missed_too() -> None:
-    request = StructuredRequest(0.8, repair="least-squares")
-    with pytest.raises(DemandMissedError, match=r"amount 0\.8 was missed.*accuracy") as caught:
+    request = StructuredRequest(0.9, repair="least-squares")
+    with pytest.raises(DemandMissedError, match=r"amount 0\.9 was missed.*accuracy") as caught:
         prune_structured(classifier(), request, data(0.5), no_progress)
     assert caught.value.exit_code == 3
 
@@ -111,6 +116,7 @@ def test_ctrl_c_before_anything_is_found_is_passed_on() -> None:
         prune_structured(classifier(), StructuredRequest(target={"macs": 0.5}), data(1.0), stop)
 
 
+@pytest.mark.slow
 def test_a_latency_target_is_measured() -> None:
     net = Net(seed=4)
     x = net.op("Relu", [net.gemm(net.input("x", ["N", 256]), 512, "g1")])

@@ -190,7 +190,7 @@ def test_targets_are_met_closely(cost: str, share: float) -> None:
     outcome = pruned(StructuredRequest(target={cost: share}))
     before, after = outcome.costs[cost]
     assert share - 0.02 <= after / before <= share
-    assert "not" in outcome.warnings[0] and "calibration" in outcome.warnings[0]
+    assert "nothing was refitted" in outcome.warnings[0]
 
 
 def test_the_formula_tells_the_costs_of_a_cut() -> None:
@@ -241,7 +241,9 @@ def test_greedy_takes_the_cheapest_first_and_leaves_a_tenth() -> None:
     groups = analysis.groups
     model = CostModel(analysis, "macs")
     moves = greedy(
-        groups, [{4: 1.0, 6: 9.0}, {6: 0.001, 9: 0.002}], lambda plan: model.total - model.cost(plan)
+        groups,
+        [{4: 1.0, 6: 9.0}, {6: 0.001, 9: 0.002}],
+        lambda plan: model.total - model.cost(plan),
     )
     assert {move.group for move in moves[:8]} == {1}
     assert applied(moves, len(moves), 2) == tuple(most(group) for group in groups)
