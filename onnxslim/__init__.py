@@ -19,9 +19,9 @@ if TYPE_CHECKING:
         inspect,
         optimize,
         prune,
-        slim,
         validate,
     )
+    from onnxslim.compat import slim
     from onnxslim.errors import OnnxSlimError
     from onnxslim.io import load, save
     from onnxslim.packing import pack, unpack
@@ -39,7 +39,7 @@ _PUBLIC = {
     "pack": "onnxslim.packing",
     "prune": "onnxslim.api",
     "save": "onnxslim.io",
-    "slim": "onnxslim.api",
+    "slim": "onnxslim.compat",
     "unpack": "onnxslim.packing",
     "validate": "onnxslim.api",
 }

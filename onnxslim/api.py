@@ -23,8 +23,6 @@ from onnxslim.report.data import Report, Step, merged, summarize
 from onnxslim.validated_run import Check, Progress, Run, ValidatedRun, no_progress
 
 if TYPE_CHECKING:
-    import onnx
-
     from onnxslim.pruning.data import PruningData
     from onnxslim.pruning.request import Pruning
     from onnxslim.validation import ValidationResult
@@ -137,7 +135,7 @@ def optimize(
     if input_shapes:
         fix_input_shapes(original, input_shapes)
     listed = take_listed(original, listed_initializers)
-    report = Report(source=_name(source), before=measure(original))
+    report = Report(source=name_of(source), before=measure(original))
     report.warnings.extend(notes if listed is None else [*notes, listed.note()])
     check = Check(validate, _read_feeds(original, feeds), rtol, atol, seed)
     data = _pruning_data(original, pruning)
@@ -156,7 +154,7 @@ def optimize(
     if target is not None:
         progress("writing", 0, 1)
         report.files = write(model, target, external_data=external_data)
-        report.target = _name(target)
+        report.target = name_of(target)
     report.seconds = time.perf_counter() - started
     return Optimized(model, report)
 
@@ -228,20 +226,6 @@ def prune(
     )
 
 
-def slim(
-    source: Any, target: str | os.PathLike[str] | None = None, **options: Any
-) -> onnx.ModelProto | None:
-    """`optimize` for callers that work with protobuf: returns a ``ModelProto``, or writes a file.
-
-    Args:
-        source: as for `optimize`; a caller's ``ModelProto`` is not changed.
-        target: a path to write to; then None is returned.
-        options: those of `optimize`.
-    """
-    optimized = optimize(source, target, **options)
-    return None if target is not None else io.to_proto(optimized.model)
-
-
 def validate(
     reference: Any,
     candidate: Any,
@@ -291,7 +275,7 @@ def inspect(source: Any) -> Inspection:
     """Costs, interface and versions of a model; no weight is read."""
     model = load_checked(source)
     return Inspection(
-        source=_name(source),
+        source=name_of(source),
         snapshot=measure(model),
         inputs={
             value.name or "": _type_text(value)
@@ -320,13 +304,13 @@ def _load_noting(source: Any) -> tuple[ir.Model, list[str]]:
     """`load_checked`, and what had to be mended."""
     if not isinstance(source, ir.Model) and _is_packed(source):
         raise InvalidModelError(
-            f"{_name(source)}: is a packed model; write it out first with onnxslim unpack"
+            f"{name_of(source)}: is a packed model; write it out first with onnxslim unpack"
         )
     model = io.load(source)
     try:
         moved = verify_sorted(model)
     except VerificationError as error:
-        raise InvalidModelError(f"{_name(source)}: invalid graph: {error}") from error
+        raise InvalidModelError(f"{name_of(source)}: invalid graph: {error}") from error
     return model, ["the nodes were out of order and were sorted"] if moved else []
 
 
@@ -452,7 +436,7 @@ def _quantize_step(
     report: Report,
     progress: Progress,
 ) -> ir.Model:
-    from onnxslim.runtime.quantizer import quantize_model
+    from onnxslim.quantization.engine import quantize_model
     from onnxslim.validation.accuracy import compare_accuracy
 
     feeds = _calibration_feeds(model, quantization.calibration)
@@ -510,7 +494,8 @@ def _type_text(value: ir.Value) -> str:
     return f"{value.type}{shape}" if value.dtype is None else f"{value.dtype.name.lower()}{shape}"
 
 
-def _name(thing: Any) -> str:
+def name_of(thing: Any) -> str:
+    """What a source or target is called in reports and messages."""
     if isinstance(thing, str | os.PathLike):
         return "stdin" if str(thing) == "-" else str(thing)
     return str(getattr(thing, "name", None) or f"<{type(thing).__name__}>")

@@ -19,6 +19,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "eliminate-identity": ("simplify.eliminate_identity", "EliminateIdentity"),
     "eliminate-noop": ("simplify.eliminate_noop", "EliminateNoop"),
     "eliminate-zeroed-channels": ("prune.eliminate_zeroed_channels", "EliminateZeroedChannels"),
+    "fill-with-expand": ("compress.fill_with_expand", "FillWithExpand"),
     "fold-constants": ("simplify.fold_constants", "FoldConstants"),
     "fold-shape-arithmetic": ("simplify.fold_shape_arithmetic", "FoldShapeArithmetic"),
     "fuse-consecutive-casts": ("simplify.fuse_consecutive_casts", "FuseConsecutiveCasts"),
@@ -37,6 +38,12 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "run-onnxoptimizer": ("simplify.run_onnxoptimizer", "RunOnnxoptimizer"),
     "sink-transposes": ("simplify.sink_transposes", "SinkTransposes"),
     "split-before-transpose": ("simplify.split_before_transpose", "SplitBeforeTranspose"),
+    "store-weights-half": ("compress.store_weights_half", "StoreWeightsHalf"),
+    "store-weights-int4": ("compress.store_weights_int4", "StoreWeightsInt4"),
+    "store-weights-int8": ("compress.store_weights_int8", "StoreWeightsInt8"),
+    "store-weights-narrow": ("compress.store_weights_narrow", "StoreWeightsNarrow"),
+    "store-weights-palette": ("compress.store_weights_palette", "StoreWeightsPalette"),
+    "use-matmul-nbits": ("compress.use_matmul_nbits", "UseMatmulNbits"),
 }
 
 ENTRY_POINT_GROUP = "onnxslim.passes"

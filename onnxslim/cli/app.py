@@ -4,45 +4,28 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from onnxslim import __version__
-from onnxslim.cli import (
-    calibrate_command,
-    inspect_command,
-    optimize_command,
-    pack_command,
-    prune_command,
-    validate_command,
-)
+from onnxslim.cli import dropin
 from onnxslim.cli.output import fail
 from onnxslim.errors import OnnxSlimError
 
-app = typer.Typer(
-    name="onnxslim",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "optimize": optimize_command.optimize,
-    "prune": prune_command.prune,
-    "validate": validate_command.validate,
-    "calibrate": calibrate_command.calibrate,
-    "inspect": inspect_command.inspect,
-    "pack": pack_command.pack,
-    "unpack": pack_command.unpack,
-    "ls": pack_command.ls,
-    "passes": inspect_command.passes,
+# Where each command lies. Only the one that is called is imported: start-up is part of the job.
+COMMANDS: dict[str, str] = {
+    "optimize": "optimize_command:optimize",
+    "prune": "prune_command:prune",
+    "validate": "validate_command:validate",
+    "calibrate": "calibrate_command:calibrate",
+    "inspect": "inspect_command:inspect",
+    "pack": "pack_command:pack",
+    "unpack": "pack_command:unpack",
+    "ls": "pack_command:ls",
+    "passes": "inspect_command:passes",
 }
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
 
 _ROOT_OPTIONS = frozenset({"-h", "--help", "--version"})
 
@@ -53,7 +36,6 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     version: Annotated[
         bool,
@@ -73,25 +55,47 @@ def root(
     """
 
 
+def build(*names: str) -> typer.Typer:
+    """The command line with these commands; with all of them when none is named."""
+    app = typer.Typer(
+        name="onnxslim",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(root)
+    for name in names or COMMANDS:
+        module, _, function = COMMANDS[name].partition(":")
+        app.command(name)(getattr(import_module(f"onnxslim.cli.{module}"), function))
+    return app
+
+
 def expand(arguments: list[str]) -> list[str]:
     """Puts ``optimize`` in front where no command is named: ``IN OUT`` is the main job.
 
     A file that is called like a command is given as ``./validate``.
     """
+    if arguments == ["-v"]:
+        return ["--version"]
     if not arguments or arguments[0] in COMMANDS or arguments[0] in _ROOT_OPTIONS:
         return arguments
-    return ["optimize", *arguments]
+    arguments = dropin.rewrite(arguments)
+    return arguments if arguments[0] in COMMANDS else ["optimize", *arguments]
 
 
 def main() -> None:
-    """Entry point: exit code 0, 1 (model or data), 2 (usage), 3 (a demand was missed)."""
+    """Entry point: exits with 0, 1 (model or data), 2 (usage) or 3 (a demand was missed)."""
     arguments = expand(sys.argv[1:])
     debug = "--debug" in arguments
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s"
     )
     try:
-        app(args=arguments, prog_name="onnxslim")
+        build(*(name for name in arguments[:1] if name in COMMANDS))(
+            args=arguments, prog_name="onnxslim"
+        )
     except OnnxSlimError as error:
         if debug:
             raise

@@ -12,21 +12,42 @@ from onnxslim.cli.output import console_for, write_json
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="Model file; - is stdin.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Model files; - is stdin.")
+    ],
+    dump_to_disk: Annotated[
+        bool,
+        typer.Option(
+            "--dump-to-disk", help="Also write MODEL_model_info.csv here, a line per node."
+        ),
+    ] = False,
     json_file: options.Json = None,
     debug: options.Debug = False,
 ) -> None:
     """Show what a model holds: interface, operators, size, parameters, MACs. Weights stay unread.
 
-    onnxslim inspect model.onnx
+    Several models are shown side by side.
+
+      onnxslim inspect model.onnx
+      onnxslim inspect model.onnx slim.onnx
     """
-    from onnxslim import api
+    from onnxslim import api, compat
+    from onnxslim.report.comparison import comparison_table
     from onnxslim.report.table import print_inspection
 
-    inspection = api.inspect(source)
-    write_json(json_file, asdict(inspection))
-    if json_file != "-":
-        print_inspection(inspection, console_for(None, quiet=False))
+    found = [api.inspect(source) for source in sources]
+    if dump_to_disk:
+        for source in sources:
+            compat.dump_nodes(source)
+    data = [asdict(inspection) for inspection in found]
+    write_json(json_file, data[0] if len(data) == 1 else {"models": data})
+    if json_file == "-":
+        return
+    console = console_for(None, quiet=False)
+    if len(found) == 1:
+        print_inspection(found[0], console)
+    else:
+        console.print(comparison_table(found))
 
 
 def passes() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onnxslim.cli import options
+from onnxslim.cli import dropin, options
 from onnxslim.cli.output import console_for, progress_bar, write_json
 from onnxslim.errors import UsageError
 
@@ -15,8 +15,11 @@ from onnxslim.errors import UsageError
 def optimize(
     source: Annotated[str, typer.Argument(metavar="IN", help="Model file; - is stdin.")],
     target: Annotated[
-        str, typer.Argument(metavar="OUT", help="Where to write; .onnxz packs; - is stdout.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="OUT", help="Where to write; .onnxz packs; - is stdout. Left out: only report."
+        ),
+    ] = None,
     preset: Annotated[
         str, typer.Option("--preset", help="Pipeline: default, simplify or prune.")
     ] = "default",
@@ -73,11 +76,26 @@ def optimize(
         ),
     ] = "auto",
     external_data: Annotated[
-        bool, typer.Option("--external-data", help="Weights in OUT.data beside the model.")
+        bool,
+        typer.Option(
+            "--external-data",
+            "--save-as-external-data",
+            help="Weights in OUT.data beside the model.",
+        ),
     ] = False,
     fold_growth: Annotated[
         int, typer.Option("--fold-growth", min=0, help="Bytes that folding may add to the file.")
     ] = 0,
+    size_threshold: dropin.SizeThreshold = None,
+    dtype: dropin.Dtype = None,
+    inputs: dropin.Inputs = None,
+    outputs: dropin.Outputs = None,
+    input_shapes: dropin.InputShapes = None,
+    model_check: dropin.ModelCheck = False,
+    model_check_inputs: dropin.ModelCheckInputs = None,
+    no_shape_infer: dropin.NoShapeInfer = False,
+    skip_optimizations: dropin.SkipOptimizations = None,
+    skip_fusion_patterns: dropin.SkipFusionPatterns = None,
     align: options.Align = "auto",
     compensate_norms: options.CompensateNorms = False,
     explain: options.Explain = False,
@@ -100,9 +118,20 @@ def optimize(
       onnxslim model.onnx slim.onnxz
       cat model.onnx | onnxslim - - --json report.json > slim.onnx
     """
-    from onnxslim import api
+    from onnxslim import api, compat
     from onnxslim.report.table import print_report
 
+    changes = compat.Changes(
+        model_check=model_check,
+        model_check_inputs=model_check_inputs,
+        input_shapes=input_shapes,
+        inputs=inputs,
+        outputs=outputs,
+        no_shape_infer=no_shape_infer,
+        skip_optimizations=skip_optimizations,
+        skip_fusion_patterns=skip_fusion_patterns,
+        dtype=dtype,
+    )
     if calibration is not None and not quantize and prune is None:
         raise UsageError("--calibration is for --quantize and --prune; add one of them")
     if max_drop is not None and prune is None:
@@ -125,9 +154,10 @@ def optimize(
         )
     console = console_for("-" if "-" in (target, json_file) else target, quiet)
     with progress_bar(quiet) as progress:
-        optimized = api.optimize(
+        optimized = compat.run(
             source,
             target,
+            changes,
             preset=preset,
             passes=options.split_names(passes),
             skip_passes=skip_pass or (),
@@ -142,6 +172,7 @@ def optimize(
             external_data=external_data,
             verify_each=verify_each,
             fold_growth=fold_growth,
+            size_threshold=size_threshold,
             listed_initializers=listed_initializers,
             align=align,
             compensate_norms=compensate_norms,

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
-
 from onnxslim.errors import ModelSaveError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from onnxslim.validated_run import Progress
 
 
@@ -26,6 +26,8 @@ def fail(message: str, exit_code: int) -> NoReturn:
 
 def console_for(target: str | None, quiet: bool) -> Console:
     """The console for tables; a model on stdout sends them to stderr."""
+    from rich.console import Console
+
     return Console(stderr=target == "-", quiet=quiet, soft_wrap=False)
 
 
@@ -46,13 +48,14 @@ def write_json(path: str | None, data: dict[str, Any]) -> None:
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
     """A bar on stderr that appears on a terminal only and is gone at the end."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet or not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)

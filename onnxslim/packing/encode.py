@@ -28,7 +28,7 @@ MIN_GAIN = 0.02
 """Below this gain a chunk is stored raw, so that it opens at the speed of a copy."""
 
 _RAW_PLANE_BITS = 7.6
-_SAMPLE = 1 << 14
+_SAMPLE = 1 << 12
 _SPARSE = 0.2
 _RUN = 8  # mean length of runs from which they are worth a trial
 
@@ -40,6 +40,11 @@ class Profile:
     name: str
     uses_zstd: bool
     exhaustive: bool
+
+    @property
+    def quick(self) -> Profile:
+        """The profile to take decisions with that need one answer for a tensor."""
+        return PROFILES["default"] if self.exhaustive else self
 
     def entropy(self, data: Bytes) -> Encoded:
         """Pack bytes by their frequencies."""
@@ -59,8 +64,14 @@ class Profile:
     def matches(self, data: Bytes) -> Encoded:
         """Pack bytes by repetitions and frequencies."""
         if self.uses_zstd:
-            return codecs.ZSTD, zstd.compress(data.data, "19" if self.exhaustive else "3")
+            return codecs.ZSTD, zstd.compress(data.data, "19" if self.exhaustive else "9")
         return codecs.ZLIB, _deflate(data.data, zlib.Z_DEFAULT_STRATEGY)
+
+    def matches_quickly(self, data: Bytes) -> int:
+        """Return about how many bytes :meth:`matches` would give; at most a little too many."""
+        if self.uses_zstd:
+            return len(zstd.compress(data.data, "3"))
+        return len(_deflate(data.data, zlib.Z_DEFAULT_STRATEGY))
 
 
 PROFILES = {
@@ -291,12 +302,24 @@ def choose(sample: Bytes, width: int, is_float: bool, profile: Profile) -> tuple
     for recipe in recipes:
         if recipe in (bitmap_planes, bitmap_entropy) and not sparse:
             continue
-        result = recipe(sample, width, profile)
-        if result is not None and (best is None or len(result[1]) < best[0]):
-            best = len(result[1]), recipe
+        size = _size_of(recipe, sample, width, profile)
+        if size is not None and (best is None or size < best[0]):
+            best = size, recipe
     if best is None or best[0] > (1 - MIN_GAIN) * sample.size:
         return ()
     return (best[1],)
+
+
+def _size_of(recipe: Recipe, sample: Bytes, width: int, profile: Profile) -> int | None:
+    if recipe is matches:
+        return profile.matches_quickly(sample)
+    result = recipe(sample, width, profile)
+    return None if result is None else len(result[1])
+
+
+def is_structured(recipes: tuple[Recipe, ...]) -> bool:
+    """Whether a tensor packs best by its repetitions, so that it gains from its neighbours."""
+    return recipes == (matches,)
 
 
 def encode(
@@ -342,16 +365,26 @@ def _is_suspicious(encoded: Encoded, length: int) -> bool:
     return (len(encoded[1]) + HEADER_SIZE) * RATIO_LIMIT < length
 
 
-def encode_rest(data: Bytes, profile: Profile, *, guarded: bool = False) -> Encoded:
-    """Encode bytes of a file that belong to no tensor (the graph)."""
+def encode_rest(
+    data: Bytes, profile: Profile, *, hurried: bool = False, guarded: bool = False
+) -> Encoded:
+    """Encode bytes of a file that belong to no tensor (the graph, and small tensors).
+
+    Args:
+        data: The bytes.
+        profile: How hard to try.
+        hurried: There is much of it; do not try the hardest.
+        guarded: As for :func:`encode`.
+    """
     constant = fill(data, 1, profile)
     if constant is not None:
         return constant
     if profile.uses_zstd:
-        level = "19" if profile.exhaustive else "9"
-        best: Encoded = codecs.ZSTD, zstd.compress(data.data, level)
+        best: Encoded = codecs.ZSTD, zstd.compress(data.data, "9" if hurried else "19")
     else:
         best = codecs.ZLIB, _deflate(data.data, zlib.Z_DEFAULT_STRATEGY)
+    if profile.exhaustive:
+        best = _smaller(best, (codecs.BROTLI, optional.brotli_compress(data)))
     if guarded and _is_suspicious(best, data.size):
         best = _modest(data)
     return _smaller(best, (codecs.RAW, data.tobytes()))

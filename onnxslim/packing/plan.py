@@ -15,7 +15,7 @@ import numpy as np
 from onnxslim.errors import PackError
 from onnxslim.io.source import FileSource
 from onnxslim.packing.dtypes import bits_of, is_float
-from onnxslim.packing.encode import Profile, Recipe, choose, encode
+from onnxslim.packing.encode import Profile, Recipe, choose, encode, is_structured
 from onnxslim.packing.layout import MAX_CHUNK, MAX_ENTRIES, RATIO_SLACK
 from onnxslim.packing.manifest import Blob, Manifest, PackedFile
 from onnxslim.packing.names import check_side_names, safe_path, side_name
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 1 << 18
 _SMALLEST = 1024
 _ALWAYS = 1 << 17  # from here on the cost of an entry is below 0.1 %
+_SOLID = 1 << 20  # up to here a tensor is worth unpacking its neighbours for
 _ENTRY_COST = 96
 _SAMPLE_ELEMENTS = 1 << 14
 _HASH_PIECE = 1 << 20
@@ -261,7 +262,7 @@ def _worthwhile(
     """Leave small tensors with the graph when an entry of their own would not pay."""
 
     def task(cut: Cut) -> Callable[[], bool]:
-        return lambda: cut.length >= _ALWAYS or _pays(cut, sources, profile)
+        return lambda: _pays(cut, sources, profile)
 
     answers = in_order((task(cut) for cut in cuts), threads)
     kept = [cut for cut, pays in zip(cuts, answers, strict=True) if pays]
@@ -275,6 +276,12 @@ def _place(cut: Cut) -> tuple[int, int]:
 
 
 def _pays(cut: Cut, sources: list[FileSource], profile: Profile) -> bool:
+    if cut.length > _SOLID:
+        return True
+    if is_structured(recipes_for(sources, cut, profile.quick)):
+        return False  # packed with the rest, repetitions across tensors are found too
+    if cut.length >= _ALWAYS:
+        return True
     data = read_bytes(sources[cut.file], cut.offset, cut.length)
     recipes = recipes_for(sources, cut, profile)
     alone = len(encode(data, cut.width, recipes, profile)[1]) + _ENTRY_COST

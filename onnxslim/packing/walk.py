@@ -215,10 +215,10 @@ class Walk:
 def _add_typed(found: FoundTensor, typed: list[_Field]) -> None:
     """Take values in typed fields as raw ones where they are the same bytes."""
     single = typed[0] if len(typed) == 1 else None
-    if found.raw is None and found.external is None and single is not None:
-        if single.wire == 2 and found.dtype in _AS_RAW.get(single.number, ()):
-            found.raw = single.begin, single.end - single.begin
-            return
+    free = found.raw is None and found.external is None
+    if free and single and single.wire == 2 and found.dtype in _AS_RAW.get(single.number, ()):
+        found.raw = single.begin, single.end - single.begin
+        return
     found.typed_bytes = sum(item.end - item.begin for item in typed)
 
 

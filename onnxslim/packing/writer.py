@@ -34,6 +34,8 @@ from onnxslim.packing.parallel import in_order, thread_count
 from onnxslim.packing.plan import ModelBytes, Plan, make_plan, relate
 from onnxslim.packing.planes import Bytes
 
+_MUCH_REST = 8 << 20  # bytes besides tensors, from which on speed counts more than their size
+
 
 @dataclass(frozen=True)
 class PackReport:
@@ -165,7 +167,9 @@ def _rest_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> 
         plan.read(number, place, size) for place, size in plan.manifest.rest(number, start, length)
     ]
     data = np.concatenate(parts)
-    return _frame(kind, number, data, encode_rest(data, plan.profile, guarded=plan.guarded))
+    hurried = plan.manifest.files[number].rest > _MUCH_REST and not plan.profile.exhaustive
+    encoded = encode_rest(data, plan.profile, hurried=hurried, guarded=plan.guarded)
+    return _frame(kind, number, data, encoded)
 
 
 def _tensor_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> _Frame:

@@ -167,7 +167,8 @@ class Layer:
         places = np.unravel_index(positions, windows.shape[2 : 2 + spatial])
         index: tuple[Any, ...] = (slice(None), slice(None), *places)
         picked = np.moveaxis(windows[index], 2, 1)
-        return picked.reshape(-1, self.groups, self.unknowns).astype(np.float64)
+        unfolded = picked.reshape(-1, self.groups, self.unknowns)
+        return np.asarray(unfolded, dtype=np.float64)
 
     def targets(self, output: Array, positions: Ids) -> Rows:
         """The same positions of a value of the output's shape, as ``(rows, channels)`` float64."""

@@ -32,6 +32,8 @@ _STRONGEST = "residual"
 # A plan by formula is corrected by what it really costs so many times.
 _CORRECTIONS = 4
 _SENSITIVITY_FEEDS = 4
+# Heads of an attention are left out for a trial where there are no more than these.
+_TRIED_HEADS = 16
 
 
 class Asked(Protocol):
@@ -168,8 +170,31 @@ class Search:
         group = self.analysis.groups[number]
         if number not in self._orders:
             self._progress("ranking channels", number, len(self.analysis.groups))
-            self._orders[number] = self._ranking.order(group, self.request.criterion or "l2")
+            tried = group.kind == "heads" and group.size <= _TRIED_HEADS
+            if tried and self.request.criterion == "obs" and self._teacher is not None:
+                self._orders[number] = self._by_trial(number)
+            else:
+                self._orders[number] = self._ranking.order(group, self.request.criterion or "l2")
         return choose(group, self._orders[number], count)
+
+    def _by_trial(self, number: int) -> Ids:
+        """Heads in the order of the least drift: each is left out for a trial, the rest refitted.
+
+        What a head does for the outputs shows poorly in the layer that reads it, and there are few.
+        """
+        assert self._teacher is not None
+        group = self.analysis.groups[number]
+        gone: list[int] = []
+        while len(gone) < group.size - 1:
+            drifts = {}
+            for unit in range(group.size):
+                if unit not in gone:
+                    dead = np.concatenate([group.units[one] for one in (*gone, unit)])
+                    made = cut(self.analysis.model, dead)
+                    fitted = repair(self._teacher, made, "least-squares", nearest=True)
+                    drifts[unit] = self._drift(fitted.model)
+            gone.append(min(drifts, key=lambda unit: drifts[unit]))
+        return np.array([*gone, *(set(range(group.size)) - set(gone))], dtype=np.int64)
 
     def _repaired_best(self, plan: Plan) -> Candidate:
         """A plan under the rung that is judged best."""

@@ -334,7 +334,10 @@ def test_each_contradiction_has_its_message(tmp_path: Path) -> None:
     blob = (16, 1 << 20, ZERO)
     cases: list[tuple[str, bytes]] = [
         ("unknown codec 77", one_tensor(77, 16, b"x", 16)),
-        (r"codec 8 \(pcodec\) is not supported", one_tensor(8, 16, b"x", 16)),
+        ("pcodec payload is damaged", one_tensor(8, 16, b"x", 16)),
+        ("brotli payload is damaged", one_tensor(9, 16, b"x", 16)),
+        ("the tensor has none", one_tensor(10, 16, b"x", 16)),
+        ("the tensor has none", one_tensor(11, 16, b"x", 16)),
         ("refers to tensor 3", packed_by_hand(
             manifest_bytes([blob], [(b"", size, sha, [(0, 3)])]), [plain])),
         ("no file contains", packed_by_hand(

@@ -83,13 +83,13 @@ def test_sparse_constant_and_runs(profile: str, tmp_path: Path) -> None:
     dense = np.frombuffer(normal(200_000), "<f4")
     sparse = np.where(keep, dense, 0)
     sparse8 = (rng.integers(-90, 90, 200_000) * (rng.random(200_000) < 0.2)).astype("i1")
-    runs = np.repeat(rng.standard_normal(100).astype("<f4"), 2000)
+    runs = np.repeat(rng.standard_normal(100).astype("<f4"), 2000 * 2)
     tensors = [
         raw_tensor("sparse", 1, [200_000], sparse.astype("<f4").tobytes()),
         raw_tensor("signed", 1, [200_000], (dense * keep).astype("<f4").tobytes()),
         raw_tensor("sparse8", 3, [200_000], sparse8.tobytes()),
         raw_tensor("fill", 1, [200_000], np.full(200_000, 1.5, "<f4").tobytes()),
-        raw_tensor("runs", 1, [200_000], runs.tobytes()),
+        raw_tensor("runs", 1, [400_000], runs.tobytes()),
     ]
     round_trip(written(model_of(tensors), tmp_path / "m.onnx"), tmp_path, profile)
     listed = {item.name: item for item in list_tensors(tmp_path / "packed.onnxz")}
@@ -100,6 +100,7 @@ def test_sparse_constant_and_runs(profile: str, tmp_path: Path) -> None:
     assert listed["signed"].codec == "bitmap+values"  # half of its zeros are -0.0
     assert listed["signed"].raw_bytes / listed["signed"].packed_bytes > 4.5
     assert listed["sparse8"].raw_bytes / listed["sparse8"].packed_bytes > 3
+    assert listed["runs"].codec == ("codebook" if profile == "max" else "rle")
     assert listed["runs"].raw_bytes / listed["runs"].packed_bytes > 500
 
 

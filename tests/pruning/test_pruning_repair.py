@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from graph_check import run
 from prune_models import Net
 
-from onnxslim import io
+from onnxslim import api, io
 from onnxslim.errors import DataError
 from onnxslim.ir import shapes
 from onnxslim.pruning.cut import Cut, cut
@@ -19,7 +21,10 @@ from onnxslim.pruning.layers import layers_of
 from onnxslim.pruning.repair import repair, sweep_again
 from onnxslim.pruning.sampling import Teacher, with_noise
 from onnxslim.pruning.structured import StructuredRequest, prune_structured
+from onnxslim.pruning.tokens import positions_read
 from onnxslim.validated_run import no_progress
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
 def feeds(count: int = 6, size: int = 16, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -198,3 +203,17 @@ def test_without_data_nothing_is_refitted_and_that_is_said() -> None:
     outcome = prune_structured(twins(), StructuredRequest(0.5), PruningData(), no_progress)
     assert (outcome.rung, outcome.criterion) == ("none", "l2")
     assert "give --calibration" in outcome.warnings[0]
+
+
+def test_positions_that_nobody_reads_do_not_count() -> None:
+    """Behind the last attention of the digits transformer only the class token goes on."""
+    model = api.optimize(MODELS / "digits_transformer.onnx", preset="simplify").model
+    model = io.load(model)
+    shapes.infer(model)
+    read = {
+        layer.node.inputs[1].name: positions_read(layer.output) for layer in layers_of(model.graph)
+    }
+    assert read["/layers/layers.1/project/Transpose_output_0"] == {0}
+    assert read["/layers/layers.1/mlp/mlp.2/Transpose_output_0"] == {0}
+    assert read["/layers/layers.0/mlp/mlp.2/Transpose_output_0"] is None
+    assert read["/layers/layers.1/qkv/Transpose_output_0"] is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -66,8 +66,7 @@ class Naming:
                 node.name = self._node_names[node.name]
             else:
                 node.name = self._fresh(node.name or "", node_names)
-        _restore_values(result, original)
-        _restore_model(result, original)
+        restore(result, original, {})
 
     def _fresh(self, name: str, taken: set[str | None] | set[str]) -> str:
         match = self._pattern.fullmatch(name)
@@ -80,6 +79,21 @@ class Naming:
             free = f"{base}_{number}"
         taken.add(free)
         return free
+
+
+def restore(result: ir.Model, original: ir.Model, node_names: Mapping[str, str]) -> None:
+    """Gives ``result`` the notes, declared types and node names of ``original``.
+
+    Args:
+        result: its tensors are called as in the original.
+        original: the float model.
+        node_names: names of nodes as they were, by the names they have now.
+    """
+    for node in result.graph:
+        if node.name in node_names:
+            node.name = node_names[node.name]
+    _restore_values(result, original)
+    _restore_model(result, original)
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

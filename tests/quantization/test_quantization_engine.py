@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim.errors import DataError, InvalidModelError, UsageError
 from onnxslim.io import load, save
-from onnxslim.runtime import quantizer
-from onnxslim.runtime.quantize_presets import PRESETS, find_preset, preset_of, processor_flags
-from onnxslim.runtime.quantizer import quantize_model
+from onnxslim.quantization import checks
+from onnxslim.quantization.presets import PRESETS, find_preset, preset_of, processor_flags
+from onnxslim.quantization.engine import quantize_model
 
 Feeds = list[dict[str, np.ndarray]]
 
@@ -303,7 +303,7 @@ def test_subgraphs_read_moved_tensors_before_they_are_converted() -> None:
 
 
 def test_a_process_that_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizer, "_OPEN", "import os; os.abort()")
+    monkeypatch.setattr(checks, "_OPEN", "import os; os.abort()")
     branch = helper.make_graph([helper.make_node("Abs", ["y0"], ["p"])], "b", [], [info("p", None)])
     proto = build(
         [
@@ -627,7 +627,7 @@ def test_a_conversion_that_changes_the_answers(monkeypatch: pytest.MonkeyPatch) 
         other.graph.initializer[0].CopyFrom(weight("w", 16, 3, 3, 3, seed=99))
         return load(other)
 
-    monkeypatch.setattr("onnxslim.runtime.quantize_prepare.convert_opset", wrong)
+    monkeypatch.setattr("onnxslim.quantization.prepare.convert_opset", wrong)
     message = refusal(InvalidModelError, conv_net(11), IMAGES)
     assert "raising the opset, which int8 needs, changes output 'y'" in message
 
@@ -678,7 +678,7 @@ def test_large_models_go_by_way_of_external_data(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inline = data_of(quantize_model(load(conv_net()), IMAGES)[0])
-    monkeypatch.setattr(quantizer, "_INLINE_BYTES", 1000)
+    monkeypatch.setattr(checks, "_INLINE_BYTES", 1000)
     model, _ = quantize_model(load(conv_net()), IMAGES)
     np.testing.assert_array_equal(run(data_of(model), IMAGES[0])[0], run(inline, IMAGES[0])[0])
     assert os.listdir(scratch) == []

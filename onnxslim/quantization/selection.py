@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from onnxslim.errors import InvalidModelError, UsageError
 from onnxslim.io import is_opaque_initializer
 from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.ir.traversal import subgraphs_of
-from onnxslim.runtime.quantize_presets import QuantizePreset
+from onnxslim.quantization.presets import QuantizePreset
 
 MATRIX_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -47,22 +48,32 @@ class Selection:
     captured: set[int] = field(default_factory=set)
 
 
-def select(model: ir.Model, preset: QuantizePreset, exclude: Sequence[str]) -> Selection:
+def select(
+    model: ir.Model,
+    preset: QuantizePreset,
+    *,
+    op_types: Collection[str] | None = None,
+    float_nodes: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> Selection:
     """Decides node by node of the main graph.
 
     Args:
         model: from `prepare`.
         preset: the settings.
-        exclude: nodes to leave in float, by their name or the name of one of their outputs.
+        op_types: operators to quantize; None for all.
+        float_nodes: names of nodes to leave in float.
+        only: names of the only nodes that may be quantized; None for all.
 
     Raises:
-        UsageError: an excluded name that no node has.
         InvalidModelError: no product of matrices is left for int8, with the commonest reason.
     """
-    excluded = _excluded(model.graph, exclude)
     result = Selection(captured=_on_the_way_to_subgraphs(model.graph))
     for node in model.graph:
-        reason = "excluded" if id(node) in excluded else _reason_against(node, preset)
+        left_out = node.name in float_nodes or (only is not None and node.name not in only)
+        reason = "excluded" if left_out else _reason_against(node, preset)
+        if reason is None and op_types is not None and node.op_type not in op_types:
+            reason = "operator left out"
         if reason is None and id(node) in result.captured:
             reason = "a subgraph reads its output"
         if reason is None:
@@ -80,22 +91,32 @@ def select(model: ir.Model, preset: QuantizePreset, exclude: Sequence[str]) -> S
     return result
 
 
-def _excluded(graph: ir.Graph, names: Sequence[str]) -> set[int]:
-    owners: dict[str, list[ir.Node]] = {}
+def find_nodes(graph: ir.Graph, wanted: Sequence[str]) -> set[str]:
+    """Names of the nodes that patterns or names mean.
+
+    Args:
+        graph: whose nodes all have names.
+        wanted: names of nodes or of their outputs, or patterns of such with ``*``, ``?``, ``[]``.
+
+    Raises:
+        UsageError: one that no node fits, with near names.
+    """
+    owners: dict[str, list[str]] = {}
     for node in graph:
         for name in {node.name, *(value.name for value in node.outputs)}:
             if name:
-                owners.setdefault(name, []).append(node)
-    found: set[int] = set()
-    for name in names:
-        if name not in owners:
-            raise UsageError(f"no node is called {name!r} and none makes it{_near(name, owners)}")
-        found.update(id(node) for node in owners[name])
+                owners.setdefault(name, []).append(node.name or "")
+    found: set[str] = set()
+    for text in wanted:
+        names = [text] if text in owners else fnmatch.filter(owners, text)
+        if not names:
+            raise UsageError(f"no node is called {text!r} and none makes it{_near(text, owners)}")
+        for name in names:
+            found.update(owners[name])
     return found
 
 
 def _near(name: str, known: Collection[str]) -> str:
-
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 

@@ -29,11 +29,18 @@ _QUANTIZED_MARKS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "QL
 _QUANTIZED_OPS = frozenset({"ConvInteger", "MatMulInteger", "MatMulNBits", "QAttention", "QMoE"})
 
 
-def prepare(model: ir.Model) -> tuple[ir.Model, list[str]]:
+def prepare(
+    model: ir.Model, *, needs_opset_21: bool = False, requantize: bool = False
+) -> tuple[ir.Model, list[str], dict[str, str]]:
     """A copy with constants as initializers, a recent opset and a type for every value.
 
+    Args:
+        model: stays as it is.
+        needs_opset_21: the numbers will have 16 bits.
+        requantize: take a quantized model back to float.
+
     Returns:
-        The copy, and notes for the report.
+        The copy, notes for the report, and the given names of nodes that got another.
 
     Raises:
         InvalidModelError: already quantized, or an opset that cannot be raised.
@@ -52,12 +59,12 @@ def prepare(model: ir.Model) -> tuple[ir.Model, list[str]]:
             f"weights are no longer inputs: IR version {model.ir_version} listed them as such"
         )
     _own_tensors(work)
-    _unique_node_names(work)
+    given = _name_nodes(work)
     _lift_constants(work)
     _separate_weights(work)
     shapes.infer(work)
     _complete_types(work)
-    return work, notes
+    return work, notes, given
 
 
 def _refuse_quantized(model: ir.Model) -> None:
@@ -89,18 +96,33 @@ def _own_tensors(model: ir.Model) -> None:
             value.const_value = copy.copy(value.const_value)
 
 
-def _unique_node_names(model: ir.Model) -> None:
-    """Tells nodes of one name apart: onnxruntime does not open them. Empty names may stay."""
+def _name_nodes(model: ir.Model) -> dict[str, str]:
+    """Gives every node of the main graph a name of its own, the same for the same model.
+
+    onnxruntime does not open models in which two nodes have one name; nodes without one could not
+    be excluded.
+
+    Returns:
+        What nodes without a name were called, which is nothing, by their new name.
+    """
     taken = {node.name for node in nodes(model)}
     seen: set[str] = set()
+    given: dict[str, str] = {}
     for node in nodes(model):
-        if node.name and node.name in seen:
-            base, number = node.name, 1
-            while f"{base}_{number}" in taken:
-                number += 1
-            node.name = f"{base}_{number}"
-            taken.add(node.name)
-        seen.add(node.name or "")
+        is_unnamed = not node.name
+        if is_unnamed and node.graph is not model.graph:
+            continue
+        base = node.name or f"{node.op_type}_{next((v.name for v in node.outputs if v.name), '')}"
+        name, number = base, 0
+        while name in seen or (name in taken and (is_unnamed or number)):
+            number += 1
+            name = f"{base}_{number}"
+        node.name = name
+        seen.add(name)
+        taken.add(name)
+        if is_unnamed:
+            given[name] = ""
+    return given
 
 
 def _lift_constants(model: ir.Model) -> None:

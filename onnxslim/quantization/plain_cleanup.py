@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxslim.runtime.quantize_select import Selection
+from onnxslim.quantization.selection import Selection
 
 
 def spare_float_readers(result: ir.Model, selection: Selection) -> None:

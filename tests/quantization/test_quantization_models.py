@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from onnxslim.io import load, save
-from onnxslim.runtime.quantizer import quantize_model
+from onnxslim.quantization.engine import quantize_model
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 FOUND = sorted(MODELS.glob("digits_*.onnx"))

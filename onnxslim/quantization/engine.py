@@ -1,0 +1,300 @@
+"""Static int8 in two steps that a search can repeat: prepare once, quantize as often as wanted.
+
+`prepare_float` makes a model fit, `quantize_once` stores it in 8 bits with ranges that a
+`Calibration` holds; it needs no data and does not run the model. `quantize_model` does all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from onnxslim.calibration.checks import FeedChecker, Place
+from onnxslim.calibration.ranges import Choice, Range, check_method, choose_ranges
+from onnxslim.calibration.run import calibrate
+from onnxslim.calibration.store import Calibration
+from onnxslim.calibration.streams import FeedStream, open_feeds
+from onnxslim.errors import DataError, UsageError
+from onnxslim.io import load
+from onnxslim.ir.traversal import subgraphs_of
+from onnxslim.quantization.checks import check_conversion, check_result
+from onnxslim.quantization.names import restore
+from onnxslim.quantization.prepare import check_weights, prepare, wanted_tensors
+from onnxslim.quantization.presets import QuantizePreset, find_preset, unverifiable
+from onnxslim.quantization.report import QuantizeReport
+from onnxslim.quantization.selection import Selection, find_nodes, select
+from onnxslim.quantization.writer import write_qdq
+from onnxslim.runtime.ranges import ranked_tensors
+from onnxslim.runtime.specs import Array, input_specs
+
+__all__ = [
+    "Prepared",
+    "QuantPlan",
+    "QuantizeReport",
+    "candidates",
+    "prepare_float",
+    "quantize_model",
+    "quantize_once",
+    "tensors_to_calibrate",
+]
+
+Form = Literal["qdq", "qoperator"]
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """How a prepared model is quantized.
+
+    Attributes:
+        preset: the settings, from `find_preset`.
+        form: pairs of QuantizeLinear and DequantizeLinear, or operators that take integers.
+        float_nodes: stable names of nodes that stay in float (`Prepared.names`).
+        op_types: the only operators that are quantized; None for all.
+        ranges: ranges instead of those from the calibration, by tensor name.
+        weight_scales: steps instead of those that span the weights, by the name of the weight: a
+            number, or one per output channel.
+        method: how ranges are chosen, see `onnxslim.calibration.ranges`.
+        dynamic: activations are quantized at run time: matrix products only, no ranges needed.
+        only: when given, all nodes but these stay in float.
+    """
+
+    preset: QuantizePreset
+    form: Form = "qdq"
+    float_nodes: frozenset[str] = frozenset()
+    op_types: tuple[str, ...] | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    weight_scales: Mapping[str, Array] = field(default_factory=dict)
+    method: str = "auto"
+    dynamic: bool = False
+    only: frozenset[str] | None = None
+
+
+@dataclass
+class Prepared:
+    """A float model that is fit for static int8.
+
+    Attributes:
+        model: tensors are called as in the original, every node has a name.
+        notes: what was changed, one line each.
+        names: the nodes of the main graph by their stable names, in order.
+        original: as it was given; names, types and notes come from it.
+        given_names: the original name of nodes that had none or shared one, by stable name.
+    """
+
+    model: ir.Model
+    notes: list[str]
+    names: dict[str, ir.Node]
+    original: ir.Model
+    given_names: dict[str, str] = field(default_factory=dict)
+    _choices: dict[tuple[int, str], tuple[Calibration, dict[str, Choice]]] = field(
+        default_factory=dict, repr=False
+    )
+
+
+def prepare_float(
+    model: ir.Model, *, preset: QuantizePreset | None = None, requantize: bool = False
+) -> Prepared:
+    """Makes a copy of a model fit for static int8; the model stays as it is.
+
+    Args:
+        model: a float model.
+        preset: settings that may need a newer opset.
+        requantize: take the numbers of a quantized model back to float first, exactly.
+
+    Raises:
+        InvalidModelError: already quantized, or an opset that cannot be raised.
+        RuntimeRefusedError: onnxruntime cannot open the model.
+    """
+    needs_21 = preset is not None and preset.needs_opset_21
+    work, notes, given = prepare(model, needs_opset_21=needs_21, requantize=requantize)
+    return Prepared(work, notes, {node.name or "": node for node in work.graph}, model, given)
+
+
+def tensors_to_calibrate(prepared: Prepared, plan: QuantPlan) -> list[str]:
+    """The tensors whose ranges `quantize_once` asks for under this plan or one that does less."""
+    every = replace(plan, float_nodes=frozenset(), op_types=None, only=None, dynamic=False)
+    return wanted_tensors(_select(prepared.model, every).chosen)
+
+
+def candidates(prepared: Prepared, plan: QuantPlan) -> list[str]:
+    """Stable names of the nodes that the plan would quantize, in the order of the graph.
+
+    Raises:
+        InvalidModelError: there are none.
+    """
+    return [node.name or "" for node in _select(prepared.model, plan).chosen]
+
+
+def quantize_once(
+    prepared: Prepared, calibration: Calibration, plan: QuantPlan
+) -> tuple[ir.Model, QuantizeReport]:
+    """Quantizes with the ranges at hand; nothing is run, and ``prepared`` stays as it is.
+
+    Args:
+        prepared: from `prepare_float`.
+        calibration: statistics of `tensors_to_calibrate`, gathered on ``prepared.model``.
+        plan: what to do.
+
+    Raises:
+        UsageError: a name that no node has.
+        InvalidModelError: nothing to quantize, or weights that are NaN or infinite.
+        DataError: the calibration does not know a tensor that is needed.
+    """
+    work = load(prepared.model)
+    report = QuantizeReport(plan.preset.name, calibration.feeds, warnings=list(prepared.notes))
+    warning = unverifiable(plan.preset)
+    if warning is not None:
+        report.warnings.append(warning)
+    selection = _select(work, plan)
+    if plan.dynamic:
+        raise NotImplementedError
+    check_weights(selection.chosen)
+    ranges = _ranges(prepared, calibration, plan, selection, report)
+    written = write_qdq(work, selection, plan.preset, ranges, plan.weight_scales)
+    _count(selection, written.active, report)
+    restore(work, prepared.original, prepared.given_names)
+    return work, report
+
+
+def _select(model: ir.Model, plan: QuantPlan) -> Selection:
+    names = {node.name for node in model.graph}
+    for name in sorted(plan.float_nodes | (plan.only or frozenset())):
+        if name not in names:
+            raise UsageError(f"the plan names a node {name!r} that the model has not")
+    return select(
+        model, plan.preset, op_types=plan.op_types, float_nodes=plan.float_nodes, only=plan.only
+    )
+
+
+def _ranges(
+    prepared: Prepared,
+    calibration: Calibration,
+    plan: QuantPlan,
+    selection: Selection,
+    report: QuantizeReport,
+) -> dict[str, Range]:
+    choices = choices_of(prepared, calibration, plan.method)
+    found: dict[str, Range] = {}
+    for name in wanted_tensors(selection.chosen):
+        if name in plan.ranges:
+            found[name] = plan.ranges[name]
+        elif name not in choices:
+            raise DataError(
+                f"the calibration has no statistics of tensor {name!r}; calibrate this model, with "
+                "tensors_to_calibrate"
+            )
+        elif choices[name].method == "empty":
+            report.warnings.append(f"tensor {name!r} was empty in all feeds; its scale is a guess")
+            found[name] = (0.0, 1.0)
+        else:
+            found[name] = choices[name].range
+            report.ranges += 1
+    return found
+
+
+def choices_of(prepared: Prepared, calibration: Calibration, method: str) -> dict[str, Choice]:
+    """The range of every calibrated tensor, with the method it is from; computed once.
+
+    Tensors that decide a ranking keep all of their range.
+    """
+    key = id(calibration), method
+    if key not in prepared._choices:
+        check_method(method)
+        ranked = ranked_tensors(prepared.model)
+        whole = {name: one for name, one in calibration.tensors.items() if name in ranked}
+        rest = {name: one for name, one in calibration.tensors.items() if name not in ranked}
+        chosen = choose_ranges(rest, method) | choose_ranges(whole, "minmax")
+        prepared._choices[key] = calibration, chosen  # kept alive, so its id stays its own
+    return prepared._choices[key][1]
+
+
+def _count(selection: Selection, active: set[int], report: QuantizeReport) -> None:
+    for node in selection.chosen:
+        if id(node) in active:
+            report.quantized[node.op_type] += 1
+        else:
+            report.keep(node.op_type, "its tensors are not in int8")
+    for node, reason in selection.refused:
+        if node.op_type != "Constant":
+            report.keep(node.op_type, reason)
+        if any(True for _ in subgraphs_of(node)):
+            report.warnings.append(f"the subgraphs of a {node.op_type} stay in float")
+    report.warnings[:] = list(dict.fromkeys(report.warnings))
+
+
+def quantize_model(
+    model: ir.Model,
+    feeds: Any,
+    *,
+    preset: str = "auto",
+    exclude: Sequence[str] = (),
+    method: str = "auto",
+    form: Form = "qdq",
+    requantize: bool = False,
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[ir.Model, QuantizeReport]:
+    """Stores weights and activations in 8 bits, with ranges measured on ``feeds``.
+
+    Args:
+        model: a float model; it stays as it is. BatchNormalization should be folded before.
+        feeds: calibration data: what `onnxslim.calibration.streams.open_feeds` takes; one feed is
+            in memory at a time.
+        preset: ``auto`` for this processor, or a name from `onnxslim.quantization.presets`.
+        exclude: nodes to leave in float: their names, the names of their outputs, or patterns.
+        method: how ranges are chosen: ``minmax``, ``percentile``, ``entropy``, ``mse``, or ``auto``
+            for the one of least expected error per tensor.
+        form: ``qdq`` or ``qoperator``.
+        requantize: take a quantized model back to float first.
+        skip_bad: leave out samples with NaN or infinity, up to 5 percent.
+        progress: called with feeds done and feeds in all (as far as known) after each.
+
+    Returns:
+        The quantized model and what was done.
+
+    Raises:
+        UsageError: an unknown preset, method or excluded name.
+        InvalidModelError: already quantized, nothing to quantize, an opset that cannot be raised,
+            or a result that onnxruntime does not open.
+        DataError: no feeds, feeds that do not fit, or NaN or infinity on the way.
+        RuntimeRefusedError: onnxruntime cannot open the model as it is.
+    """
+    check_method(method)
+    settings = find_preset(preset)
+    prepared = prepare_float(model, preset=settings, requantize=requantize)
+    float_nodes = frozenset(find_nodes(prepared.model.graph, exclude))
+    plan = QuantPlan(settings, form, float_nodes, method=method)
+    selection = _select(prepared.model, plan)
+    check_weights(selection.chosen)
+    specs = input_specs(prepared.model)
+    watched = _FirstSeen(open_feeds(feeds, specs))
+    calibration = calibrate(
+        prepared.model, watched.stream, tensors=wanted_tensors(selection.chosen), strict=True,
+        skip_bad=skip_bad, progress=progress,
+    )  # fmt: skip
+    first = FeedChecker(specs).feed(watched.item, Place(0))
+    if prepared.notes:
+        check_conversion(model, prepared.model, first)
+    result, report = quantize_once(prepared, calibration, plan)
+    report.warnings.extend(note for note in calibration.notes if note not in report.warnings)
+    check_result(result, first)
+    return result, report
+
+
+class _FirstSeen:
+    """Keeps the first item of a stream, which may be read only once."""
+
+    def __init__(self, stream: FeedStream) -> None:
+        self.item: Any = None
+        self.stream = replace(stream, loaders=lambda: self._watched(stream))
+
+    def _watched(self, stream: FeedStream) -> Iterator[tuple[Place, Callable[[], Any]]]:
+        for number, (place, load_item) in enumerate(stream.loaders()):
+            yield place, (lambda: self._kept(load_item)) if number == 0 else load_item
+
+    def _kept(self, load_item: Callable[[], Any]) -> Any:
+        self.item = load_item()
+        return self.item
