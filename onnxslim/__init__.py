@@ -63,5 +63,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
+        _import_module("onnxslim.startup").import_graph_library()
         return getattr(_import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'onnxslim' has no attribute {name!r}")

@@ -69,7 +69,7 @@ def make_plan(
     Raises:
         UsageError: a name that is no floating-point value of the main graph.
     """
-    known = _float_values(model)
+    known = _float_values(model, constants=tensors is not None)
     names = tuple(known) if tensors is None else tuple(dict.fromkeys(tensors))
     wanted = dict(channels or {})
     for name in (*names, *wanted):
@@ -162,13 +162,14 @@ class _Hashing(io.RawIOBase):
         return memoryview(data).nbytes
 
 
-def _float_values(model: ir.Model) -> dict[str, ir.Value]:
-    """Floating-point values of the main graph that change with the inputs, in order."""
+def _float_values(model: ir.Model, *, constants: bool) -> dict[str, ir.Value]:
+    """Floating-point values of the main graph, in order, with or without those that nodes make of
+    constants alone."""
     work = load(model)
     shapes.infer(work)
     found = {value: None for value in work.graph.inputs if not value.is_initializer()}
     for node in work.graph:
-        if _changes(node, found):
+        if constants or _changes(node, found):
             found.update(dict.fromkeys(node.outputs))
     return {value.name: value for value in found if value.name and value.dtype in _FLOATS}
 

@@ -13,6 +13,7 @@ from onnxslim import __version__
 from onnxslim.cli import dropin
 from onnxslim.cli.output import fail
 from onnxslim.errors import OnnxSlimError
+from onnxslim.startup import import_graph_library
 
 # Where each command lies. Only the one that is called is imported: start-up is part of the job.
 COMMANDS: dict[str, str] = {
@@ -92,10 +93,11 @@ def main() -> None:
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s"
     )
+    called = [name for name in arguments[:1] if name in COMMANDS]
     try:
-        build(*(name for name in arguments[:1] if name in COMMANDS))(
-            args=arguments, prog_name="onnxslim"
-        )
+        if called and not {"-h", "--help"} & set(arguments):
+            import_graph_library()
+        build(*called)(args=arguments, prog_name="onnxslim")
     except OnnxSlimError as error:
         if debug:
             raise

@@ -21,6 +21,7 @@ from onnxslim.errors import DataError, UsageError
 from onnxslim.io import load
 from onnxslim.ir.traversal import subgraphs_of
 from onnxslim.quantization.checks import check_conversion, check_result
+from onnxslim.quantization.marks import ranges_wanted
 from onnxslim.quantization.names import restore
 from onnxslim.quantization.prepare import check_weights, prepare, wanted_tensors
 from onnxslim.quantization.presets import QuantizePreset, find_preset, unverifiable
@@ -178,7 +179,7 @@ def _ranges(
 ) -> dict[str, Range]:
     choices = choices_of(prepared, calibration, plan.method)
     found: dict[str, Range] = {}
-    for name in wanted_tensors(selection.chosen):
+    for name in ranges_wanted(selection.chosen, plan.preset):
         if name in plan.ranges:
             found[name] = plan.ranges[name]
         elif name not in choices:

@@ -7,7 +7,7 @@ before and behind them, sums and products have one for each tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -153,6 +153,16 @@ def _mark_move(node: ir.Node, preset: QuantizePreset, marks: Marks) -> None:
     marks.active.add(id(node))
 
 
+def ranges_wanted(chosen: Sequence[ir.Node], preset: QuantizePreset) -> list[str]:
+    """The tensors whose ranges `write_qdq` needs, in order."""
+    marks = mark(chosen, preset).tensors
+    return [
+        found.range_name
+        for value, found in marks.items()
+        if found.source is None and not value.is_initializer()
+    ]
+
+
 def bounds_of(node: ir.Node) -> tuple[float, float] | None:
     """What a Relu or Clip lets through; None when that is not constant."""
     if node.op_type == "Relu":
@@ -167,10 +177,3 @@ def bounds_of(node: ir.Node) -> tuple[float, float] | None:
             return None
         found[index - 1] = float(content.item())
     return found[0], found[1]
-
-
-def read_by(value: ir.Value, nodes_: set[int]) -> Iterator[tuple[ir.Node, int]]:
-    """Uses by the nodes with these ids, in a fixed order."""
-    for node, index in value.uses():
-        if id(node) in nodes_:
-            yield node, index

@@ -22,6 +22,9 @@ from onnxslim.runtime.specs import runtime_dtype
 # Scales per channel need opset 13; 17 is the newest that every runtime in use reads.
 _LOWEST_OPSET, _TARGET_OPSET = 13, 17
 
+# From here on QuantizeLinear and DequantizeLinear take 16 bits.
+_OPSET_OF_16_BITS = 21
+
 # The first IR version in which an initializer need not be an input.
 _SEPARATE_WEIGHTS = 4
 
@@ -49,7 +52,10 @@ def prepare(
     _refuse_quantized(model)
     notes = []
     before = default_opset(model)
-    if before < _LOWEST_OPSET:
+    if needs_opset_21 and before < _OPSET_OF_16_BITS:
+        work = convert_opset(model, _OPSET_OF_16_BITS)
+        notes.append(f"opset {before} was raised to {_OPSET_OF_16_BITS}, 16 bits need it")
+    elif before < _LOWEST_OPSET:
         work = convert_opset(model, _TARGET_OPSET)
         notes.append(f"opset {before} was raised to {_TARGET_OPSET}, scales per channel need it")
     else:

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,36 @@ def open_session(
     with _one_line_errors(f"onnxruntime cannot open {label}"):
         inner = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         return Session(inner, label)
+
+
+def optimized_copy(model: ir.Model | str | os.PathLike[str], target: Path) -> None:
+    """Opens a model with a deployment's optimizations and writes the graph that came out.
+
+    Args:
+        model: as for `open_session`.
+        target: the file to write; its weights go to ``<target>.data`` beside it.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime cannot open the model.
+    """
+    import onnxruntime
+
+    source, folder, label = _runtime_source(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = os.fspath(target)
+    entries = {
+        "session.disable_prepacking": "1",
+        "session.optimized_model_external_initializers_file_name": f"{target.name}.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    }
+    if folder is not None:
+        entries["session.model_external_initializers_file_folder_path"] = os.fspath(folder)
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    with _one_line_errors(f"onnxruntime cannot open {label}"):
+        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _runtime_source(

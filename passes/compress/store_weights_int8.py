@@ -26,6 +26,9 @@ Holds only if:
 3. the standard operators are of version 7 or later, where Mul broadcasts;
 4. it is not in the body of a function.
 
+A channel in which a few large elements leave no room for the others gets a scale per block of about
+32 elements instead, and a Reshape at the end.
+
 Formula: scale = max |w| / 127 per channel, rounded to float16 where that holds it; code =
 round(w / scale), so the error of an element is at most half a scale.
 
@@ -39,15 +42,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxslim.ir.schema import default_opset
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.stored_weights.emit import Step, Stored, relative_error, store_weights
 from onnxslim.rewrite.stored_weights.find import MIN_BYTES, Array, Weight
-from onnxslim.rewrite.stored_weights.scales import channel_codes
+from onnxslim.rewrite.stored_weights.scales import block_layout, channel_codes
 
 _OPSET = 7
+# From this relative error on, a scale per block is tried: a few large elements spoil a channel.
+_COARSE = 0.02
+_CAST = Step("Cast", ir.DataType.FLOAT, attributes={"to": int(ir.DataType.FLOAT)})
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,28 @@ class StoreWeightsInt8(Pass):
 
 
 def _encode(weight: Weight, array: Array) -> Stored | str:
+    by_channel = _by_channel(weight, array)
+    if by_channel.error <= _COARSE:
+        return by_channel
+    by_block = _by_block(weight, array)
+    return by_channel if by_block is None or by_block.error > by_channel.error else by_block
+
+
+def _by_channel(weight: Weight, array: Array) -> Stored:
     codes, scale, decoded = channel_codes(array, weight.kept)
-    cast = Step("Cast", ir.DataType.FLOAT, attributes={"to": int(ir.DataType.FLOAT)})
-    steps = (cast, Step("Mul", ir.DataType.FLOAT, scale))
+    steps = (_CAST, Step("Mul", ir.DataType.FLOAT, scale))
     return Stored("int8", codes, steps, relative_error(array, decoded))
+
+
+def _by_block(weight: Weight, array: Array) -> Stored | None:
+    layout = block_layout(array.shape, weight.kept)
+    if layout is None:
+        return None
+    codes, scale, decoded = channel_codes(array.reshape(layout), (0, 2))
+    shape = np.array(array.shape, dtype=np.int64)
+    steps = (
+        _CAST,
+        Step("Mul", ir.DataType.FLOAT, scale),
+        Step("Reshape", ir.DataType.FLOAT, shape),
+    )
+    return Stored("int8 blocks", codes, steps, relative_error(array, decoded))

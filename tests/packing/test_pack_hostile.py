@@ -13,6 +13,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import brotli
 import numpy as np
 import onnx
 import pytest
@@ -31,10 +32,12 @@ from pack_models import (
     with_data_files,
     written,
 )
+from pcodec import ChunkConfig
+from pcodec.standalone import simple_compress
 
 from onnxslim.errors import ModelSaveError, PackError
 from onnxslim.packing import list_tensors, pack, read_tensor, unpack
-from onnxslim.packing.decode import NAMES, decode
+from onnxslim.packing.decode import NAMES, decode, inner
 
 MODEL = model_of([raw_tensor("w", 1, [4], bytes(16))]).SerializeToString()
 ZERO = bytes(32)
@@ -71,11 +74,39 @@ def mixed_pack() -> tuple[bytes, bytes]:
         raw_tensor("runs", 6, [36_000], runs.tobytes()),
         raw_tensor("bytes", 3, [140_000], rng.normal(0, 9, 140_000).astype("i1").tobytes()),
         raw_tensor("random", 2, [140_000], rng.bytes(140_000)),
+        raw_tensor("matrix", 1, [60, 50], normal(3000, seed=1)),
+        raw_tensor("rows", 1, [20, 50], normal(3000, seed=1)[4000:8000]),
+        raw_tensor("turned", 1, [50, 60], transposed(normal(3000, seed=1), 60)),
     ]
     data = model_of(tensors).SerializeToString()
     packed = io.BytesIO()
     pack(io.BytesIO(data), packed)
     return data, packed.getvalue()
+
+
+def transposed(data: bytes, rows: int) -> bytes:
+    return np.frombuffer(data, "<f4").reshape(rows, -1).T.tobytes()
+
+
+def delta_pack(folder: Path) -> tuple[bytes, bytes, Path]:
+    """A model, its pack against a base version, and that base."""
+    old = np.frombuffer(normal(9000), "<f4")
+    new = (old * np.float32(1.001)).astype("<f4")
+    base = written(
+        model_of(
+            [
+                raw_tensor("w", 1, [9000], old.tobytes()),
+                raw_tensor("k", 1, [9000], old[::-1].tobytes()),
+            ]
+        ),
+        folder / "base.onnx",
+    )
+    data = model_of(
+        [raw_tensor("w", 1, [9000], new.tobytes()), raw_tensor("k", 1, [9000], old[::-1].tobytes())]
+    ).SerializeToString()
+    packed = io.BytesIO()
+    pack(io.BytesIO(data), packed, base=base)
+    return data, packed.getvalue(), base
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +118,7 @@ def test_the_mixed_pack_uses_the_codecs(mixed: tuple[bytes, bytes], tmp_path: Pa
     (tmp_path / "p.onnxz").write_bytes(mixed[1])
     found = {item.codec for item in list_tensors(tmp_path / "p.onnxz")}
     assert found >= {"rot-planes", "bitmap+values", "codebook", "fill", "rle", "zstd", "raw"}
+    assert found >= {"slice", "transposed"}
 
 
 def test_a_pack_written_by_hand_opens(tmp_path: Path) -> None:
@@ -128,7 +160,9 @@ def mutate(packed: bytes, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-def fuzz(mixed: tuple[bytes, bytes], path: Path, count: int, seed: int) -> int:
+def fuzz(
+    mixed: tuple[bytes, bytes], path: Path, count: int, seed: int, base: Path | None = None
+) -> int:
     """Return how many mutations were refused; a wrong result fails."""
     data, packed = mixed
     rng = np.random.default_rng(seed)
@@ -137,12 +171,14 @@ def fuzz(mixed: tuple[bytes, bytes], path: Path, count: int, seed: int) -> int:
         changed = mutate(packed, rng)
         output = io.BytesIO()
         try:
-            unpack(io.BytesIO(changed), output, threads=1)
+            unpack(io.BytesIO(changed), output, base=base, threads=1)
         except PackError:
             errors += 1
             assert not output.getvalue()
         else:
             assert output.getvalue() == data
+        if base is not None:
+            continue
         path.write_bytes(changed)
         try:
             values = read_tensor(path, "dense")
@@ -159,6 +195,25 @@ def test_random_mutations(mixed: tuple[bytes, bytes], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_random_mutations(mixed: tuple[bytes, bytes], tmp_path: Path) -> None:
     assert fuzz(mixed, tmp_path / "p.onnxz", 10_000, 2) > 9500
+
+
+def test_random_mutations_of_a_difference(tmp_path: Path) -> None:
+    data, packed, base = delta_pack(tmp_path)
+    assert fuzz((data, packed), tmp_path / "p.onnxz", 300, 3, base) > 280
+
+
+@pytest.mark.slow
+def test_many_random_mutations_of_other_packs(tmp_path: Path) -> None:
+    data, packed, base = delta_pack(tmp_path)
+    assert fuzz((data, packed), tmp_path / "p.onnxz", 5000, 4, base) > 4700
+    small = io.BytesIO()
+    tensors = [
+        raw_tensor("dense", 1, [9000], normal(9000)),
+        raw_tensor("bytes", 3, [9000], np.arange(9000).astype("i1").tobytes()),
+    ]
+    data = model_of(tensors).SerializeToString()
+    pack(io.BytesIO(data), small, profile="max")
+    assert fuzz((data, small.getvalue()), tmp_path / "p.onnxz", 5000, 5) > 4700
 
 
 def test_hostile_models_inside_sound_packs(tmp_path: Path) -> None:
@@ -200,6 +255,7 @@ def test_deep_nesting_and_absurd_tensors() -> None:
 def test_payloads_of_noise(codec: int) -> None:
     """The decoders alone, without the checksums before them."""
     rng = np.random.default_rng(codec)
+    base = np.zeros(65_536, np.uint8)
     results = 0
     for _ in range(3000):
         payload = bytearray(rng.bytes(int(rng.integers(1, 60))))
@@ -207,7 +263,7 @@ def test_payloads_of_noise(codec: int) -> None:
         payload[1:2] = bytes([int(rng.choice([0, 1, 2, 255]))])
         length = int(rng.choice([1, 8, 24, 64, 100, 65_536]))
         try:
-            data = decode(codec, bytes(payload), length, "test")
+            data = decode(codec, bytes(payload), length, "test", base[:length])
         except PackError:
             continue
         results += 1
@@ -217,9 +273,10 @@ def test_payloads_of_noise(codec: int) -> None:
 
 def mutated_payloads(codec: int, payload: bytes, length: int) -> None:
     rng = np.random.default_rng(codec)
+    base = np.zeros(length, np.uint8)
     for _ in range(2000):
         try:
-            data = decode(codec, mutate(payload, rng), length, "test")
+            data = decode(codec, mutate(payload, rng), length, "test", base)
         except PackError:
             continue
         assert data.nbytes == length
@@ -241,11 +298,18 @@ def test_damaged_payloads_of_each_codec(mixed: tuple[bytes, bytes]) -> None:
         (encode.codebook, few),
         (encode.rle, runs),
         (encode.matches, few),
+        (encode.pco_floats, dense),
+        (encode.pco_integers, few),
+        (encode.brotli, few),
     ):
         encoded = recipe(data, 4, profile)
         assert encoded is not None
         assert decode(*encoded, data.size, "test").tobytes() == data.tobytes()
         mutated_payloads(encoded[0], encoded[1], data.size)
+    planes = encode.turned_planes(dense, 4, profile)
+    assert planes is not None
+    mutated_payloads(10, inner(*planes), dense.size)
+    mutated_payloads(11, b"\4\1" + inner(*planes), dense.size)
 
 
 def one_tensor(codec: int, raw: int, payload: bytes, length: int, chunk: int = 1 << 22) -> bytes:
@@ -256,6 +320,11 @@ def one_tensor(codec: int, raw: int, payload: bytes, length: int, chunk: int = 1
     )
 
 
+def pco_bomb() -> bytes:
+    """A pcodec payload of 100 MB, of numbers that cost nothing."""
+    return b"\2" + simple_compress(np.zeros(25 << 20, "<u4"), ChunkConfig())
+
+
 def test_bombs_are_refused_without_memory(tmp_path: Path) -> None:
     huge = zstandard.ZstdCompressor().compress(bytes(300 << 20))
     deflated = zlib.compress(bytes(100 << 20), 9)
@@ -263,6 +332,8 @@ def test_bombs_are_refused_without_memory(tmp_path: Path) -> None:
         ("limit", one_tensor(1, 1 << 22, b"\0", 1 << 40)),  # a constant of 1 TiB
         ("states 314572800", one_tensor(5, 1 << 22, huge, 1 << 22)),
         ("zlib payload is damaged", one_tensor(3, 1 << 22, deflated, 1 << 22)),
+        ("pcodec payload", one_tensor(8, 1 << 22, pco_bomb(), 1 << 22)),
+        ("brotli payload", one_tensor(9, 1 << 22, brotli.compress(bytes(100 << 20)), 1 << 22)),
         ("in chunks of 1", one_tensor(1, 1, b"\0", 1 << 35, chunk=1)),  # 2**35 frames
         ("in chunks of 1073741824", one_tensor(1, 1 << 30, b"\0", 1 << 30, chunk=1 << 30)),
     ]

@@ -14,6 +14,8 @@ from prune_models import Net, Pruned, count_parameters
 from prune_networks import Builder, Quantizer
 
 GRAPHS = 300
+# One step of float16, relative.
+HALF_STEP = 2.0**-10
 KINDS = ("float", "float", "float", "half", "int8")
 
 
@@ -70,8 +72,14 @@ def prune(seed: int) -> Pruned:
     if kind == "half":
         assert_as_exact(pruned, in_float32(net, outputs))
     else:
-        pruned.assert_equal(size=2, seeds=1, tolerance=1e-5)
+        pruned.assert_equal(size=2, seeds=1, tolerance=HALF_STEP if passes_half(pruned) else 1e-5)
     return pruned
+
+
+def passes_half(pruned: Pruned) -> bool:
+    """A Cast to float16 on the way turns the last bit of a sum into a step of float16."""
+    casts = (node for node in pruned.before.graph if node.op_type == "Cast")
+    return any(node.attributes.get_int("to") == ir.DataType.FLOAT16 for node in casts)
 
 
 def test_random_networks_keep_their_outputs():

@@ -191,7 +191,7 @@ class _Chain:
         self.made: list[str] = []
 
     def build(self, stored: Stored, old: ir.Value) -> ir.Value:
-        current = self.constant(stored.codes, stored.form)
+        current = self.constant(stored.codes, stored.form.split()[0])
         for step in stored.steps:
             inputs = [current]
             if step.operand is not None:
