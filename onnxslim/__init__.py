@@ -16,12 +16,14 @@ if not (_here / "passes").is_dir():  # a source checkout: passes/ lies beside th
 if TYPE_CHECKING:
     from onnxslim.api import (
         Quantization,
+        compress,
         inspect,
         optimize,
         prune,
         validate,
     )
     from onnxslim.compat import slim
+    from onnxslim.compression import Compression
     from onnxslim.errors import OnnxSlimError
     from onnxslim.io import load, save
     from onnxslim.packing import pack, unpack
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 
 _PUBLIC = {
+    "Compression": "onnxslim.compression",
     "OnnxSlimError": "onnxslim.errors",
     "Pruning": "onnxslim.pruning.request",
     "Quantization": "onnxslim.api",
+    "compress": "onnxslim.api",
     "inspect": "onnxslim.api",
     "load": "onnxslim.io",
     "optimize": "onnxslim.api",
@@ -45,10 +49,12 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Compression",
     "OnnxSlimError",
     "Pruning",
     "Quantization",
     "__version__",
+    "compress",
     "inspect",
     "load",
     "optimize",

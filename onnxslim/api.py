@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,6 +23,7 @@ from onnxslim.report.data import Report, Step, merged, summarize
 from onnxslim.validated_run import Check, Progress, Run, ValidatedRun, no_progress
 
 if TYPE_CHECKING:
+    from onnxslim.compression import Compression
     from onnxslim.pruning.data import PruningData
     from onnxslim.pruning.request import Pruning
     from onnxslim.validation import ValidationResult
@@ -73,6 +74,7 @@ def optimize(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     pruning: Pruning | None = None,
     quantization: Quantization | None = None,
+    compression: Compression | None = None,
     external_data: bool = False,
     verify_each: bool = False,
     fold_growth: int = 0,
@@ -100,7 +102,8 @@ def optimize(
         seed: seed of generated inputs.
         input_shapes: fixed shapes by input name, written into the model.
         pruning: new sparsity or fewer channels, lossy, after the exact steps.
-        quantization: static int8 after the other steps.
+        quantization: static int8 after the steps before it.
+        compression: weights in fewer bytes, as the last step.
         external_data: weights in a data file beside the model, at any size.
         verify_each: verify the graph after every pass.
         fold_growth: bytes by which constant folding may grow the model.
@@ -143,12 +146,20 @@ def optimize(
     run = run_of.run()
     _record(report, run)
     model = run.model
+    steps = [step for step in (pruning, quantization, compression) if step is not None]
+    after = _after_steps(original, report, [step.labels for step in steps], target)
     report.steps.append(Step("slim", measure(model)))
+    after(model)
     if pruning is not None and data is not None:
         exact = run_of if pruning.removes else None
         model = _prune_step(model, pruning, data, exact, report, progress)
+        after(model)
     if quantization is not None:
         model = _quantize_step(original, model, quantization, report, progress)
+        after(model)
+    if compression is not None:
+        model = _compress_step(model, compression, report, progress)
+        after(model)
     if listed is not None:
         listed.restore(model)
     if target is not None:
@@ -224,6 +235,47 @@ def prune(
         explain=explain,
         **options,
     )
+
+
+def compress(
+    source: Any,
+    target: str | os.PathLike[str] | BinaryIO | None = None,
+    *,
+    weights: str = "int8",
+    max_error: float | None = None,
+    runtime: str = "portable",
+    calibration: Any = None,
+    labels: str | None = None,
+    max_drop: float | None = None,
+    share_transposed: bool = False,
+    **options: Any,
+) -> Optimized:
+    """Stores weights in fewer bytes, in a file that runs as it is and as fast as before.
+
+    Args:
+        source: as for `optimize`.
+        target: as for `optimize`.
+        weights: ``int8``, ``int4``, ``fp16``, ``bf16``, ``palette16``, ``palette256``, ``auto`` or
+            ``exact``; see `onnxslim.compression.Compression` for this and the next options.
+        max_error: largest relative error of a weight.
+        runtime: ``portable``, or ``ort`` for onnxruntime's own operators.
+        calibration: inputs to compare outputs on.
+        labels: npz with inputs by name and ``labels``, to measure accuracy.
+        max_drop: points that may be lost.
+        share_transposed: store a matrix that is another's transpose as a Transpose of that.
+        options: other options of `optimize`. The preset is ``simplify``.
+
+    Raises:
+        UsageError: a form, limit or combination that does not exist.
+        DataError: calibration data or labels that do not fit.
+        DemandMissedError: the result does not run, or loses more than allowed; nothing is written.
+    """
+    from onnxslim.compression import Compression
+
+    compression = Compression(
+        weights, max_error, runtime, calibration, labels, max_drop, share_transposed
+    )
+    return optimize(source, target, compression=compression, **{"preset": "simplify", **options})
 
 
 def validate(
@@ -329,7 +381,7 @@ def write(model: ir.Model, target: Any, *, external_data: bool = False) -> dict[
     Returns:
         The files written, with their bytes.
     """
-    if isinstance(target, str | os.PathLike) and str(target).endswith(PACKED_SUFFIX):
+    if _is_packed_name(target):
         return _write_packed(model, Path(target))
     saved = io.save(model, target, external_data=external_data)
     return {str(path): Path(path).stat().st_size for path in saved.paths} or {"-": saved.bytes}
@@ -405,6 +457,60 @@ def _prune_step(
     step.details = {"pruning": {**pruned.details, **sizes}}
     report.steps.append(step)
     return result
+
+
+def _compress_step(
+    model: ir.Model, compression: Compression, report: Report, progress: Progress
+) -> ir.Model:
+    from onnxslim.compression import run_compression
+
+    result = run_compression(model, compression, progress)
+    step = Step("compress", measure(result.model), result.summary())
+    step.details = {"compression": result.to_dict()}
+    if result.accuracy is not None:
+        step.details["accuracy"] = result.accuracy.to_dict()
+    report.steps.append(step)
+    report.passes = merged(report.passes, summarize(result.context.timings))
+    report.rewrites.extend(result.context.journal)
+    stored = {record.name for record in result.records}
+    left = (one for one in result.context.refusals.values() if one.site not in stored)
+    report.refusals.extend(left)
+    report.warnings.extend([*result.warnings, *result.context.warnings])
+    return result.model
+
+
+def _after_steps(
+    original: ir.Model, report: Report, labels: Sequence[Any], target: Any
+) -> Callable[[ir.Model], None]:
+    """A function that notes, of the model after the last step, accuracy and packed size.
+
+    Accuracy needs labels; the packed size is of interest where the target is packed.
+    """
+    given = next((item for item in labels if item is not None), None)
+    packs = _is_packed_name(target) and bool(labels)
+
+    def accuracy_of(model: ir.Model) -> dict[str, Any] | None:
+        if given is None:
+            return None
+        from onnxslim.calibration.readers import input_specs
+        from onnxslim.runtime.session import open_session
+        from onnxslim.validation.accuracy import accuracy
+
+        measured = accuracy(open_session(model, optimize=True), given, specs=input_specs(original))
+        return vars(measured)
+
+    report.accuracy_before = accuracy_of(original)
+
+    def note(model: ir.Model) -> None:
+        step = report.steps[-1]
+        step.accuracy = accuracy_of(model)
+        step.packed_bytes = _packed_bytes(model) if packs else None
+
+    return note
+
+
+def _is_packed_name(target: Any) -> bool:
+    return isinstance(target, str | os.PathLike) and str(target).endswith(PACKED_SUFFIX)
 
 
 def _packed_bytes(model: ir.Model) -> int | None:

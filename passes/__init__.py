@@ -36,6 +36,10 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "infer-shapes": ("simplify.infer_shapes", "InferShapes"),
     "inline-constant-if": ("simplify.inline_constant_if", "InlineConstantIf"),
     "run-onnxoptimizer": ("simplify.run_onnxoptimizer", "RunOnnxoptimizer"),
+    "share-transposed-weights": (
+        "compress.share_transposed_weights",
+        "ShareTransposedWeights",
+    ),
     "sink-transposes": ("simplify.sink_transposes", "SinkTransposes"),
     "split-before-transpose": ("simplify.split_before_transpose", "SplitBeforeTranspose"),
     "store-weights-half": ("compress.store_weights_half", "StoreWeightsHalf"),

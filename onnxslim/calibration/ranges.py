@@ -189,6 +189,10 @@ def _with_zero(low: float, high: float) -> Range:
     return min(low, 0.0), max(high, 0.0)
 
 
+# Mass where a model has none counts as if it had this share.
+_LEAST = 1e-12
+_LOG_LEAST = float(np.log(_LEAST))
+
 _Propose = Callable[[TensorStatistics, int], Range]
 
 
@@ -268,33 +272,56 @@ def entropy(found: TensorStatistics, levels: int = _LEVELS) -> Range:
     best, least = (found.low, found.high), np.inf
     reach = max(left, right)
     start = min(levels // 2, reach)
+    divergence = _Divergence(counts, levels)
     for out in range(reach, start - 1, -max(reach // 128, 1)):
         first, last = HALF_BINS - min(left, out), HALF_BINS + min(right, out)
-        divergence = _divergence(counts, first, last, levels)
-        if divergence < least:
-            least = divergence
+        now = divergence.of(first, last)
+        if now < least:
+            least = now
             best = (_edges(first, found)[0], _edges(last, found)[1])
     return max(best[0], found.low), min(best[1], found.high)
 
 
-def _divergence(counts: Array, first: int, last: int, levels: int) -> float:
-    inside = counts[first : last + 1]
-    clipped = inside.copy()
-    clipped[0] += counts[:first].sum()
-    clipped[-1] += counts[last + 1 :].sum()
-    group = np.arange(len(inside)) * levels // len(inside)
-    present = inside > 0
-    total = np.bincount(group, inside, levels)
-    occupied = np.bincount(group, present, levels)
-    average = np.divide(total, occupied, out=np.zeros(levels), where=occupied > 0)
-    approximate = np.where(present, average[group], 0.0)
-    if not approximate.any():
-        return float(np.inf)
-    return _kl(clipped / clipped.sum(), approximate / approximate.sum())
+class _Divergence:
+    """Kullback-Leibler divergence in nats of what a range keeps, with sums over bins at hand."""
+
+    def __init__(self, counts: Array, levels: int) -> None:
+        self._counts = counts
+        self._mass, self._occupied = _running(counts), _running(counts > 0)
+        self._self_information = _running(_x_log_x(counts))
+        self._steps = np.arange(levels + 1)
+        self._levels = levels
+
+    def of(self, first: int, last: int) -> float:
+        """The divergence when the bins from ``first`` to ``last`` are kept."""
+        # level g begins at the first bin i with i * levels // length == g
+        length = last - first + 1
+        edges = first - (-self._steps * length // self._levels)
+        mass, occupied = np.diff(self._mass[edges]), np.diff(self._occupied[edges])
+        inside, whole = float(mass.sum()), float(self._mass[-1])
+        if not inside:
+            return float(np.inf)
+        below, above = float(self._mass[first]), whole - float(self._mass[last + 1])
+        held = mass > 0
+        likely = np.zeros(self._levels)
+        likely[held] = np.log(np.maximum(mass[held] / (occupied[held] * inside), _LEAST))
+        crossed = float(mass @ likely)
+        own = float(self._self_information[last + 1] - self._self_information[first])
+        ends = ((first, below + above),) if first == last else ((first, below), (last, above))
+        for bin_, more in ends:
+            here = float(self._counts[bin_])
+            own += float(_x_log_x(np.array(here + more)) - _x_log_x(np.array(here)))
+            crossed += more * (self._log_at(bin_, first, length, likely) if here else _LOG_LEAST)
+        return (own - crossed) / whole - float(np.log(whole))
+
+    def _log_at(self, bin_: int, first: int, length: int, likely: Array) -> float:
+        return float(likely[(bin_ - first) * self._levels // length])
 
 
-def _kl(true: Array, model: Array) -> float:
-    """Divergence in nats; mass where the model has none counts as if it had very little."""
-    held = true > 0
-    floor = np.maximum(model[held], 1e-12)
-    return float(np.sum(true[held] * np.log(true[held] / floor)))
+def _running(values: Array) -> Array:
+    """Sums before every element, and of all."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _x_log_x(values: Array) -> Array:
+    return np.asarray(values * np.log(np.where(values > 0, values, 1.0)))

@@ -12,6 +12,7 @@ import typer
 from onnxslim import __version__
 from onnxslim.cli import dropin
 from onnxslim.cli.output import fail
+from onnxslim.cli.plain import read_plain
 from onnxslim.errors import OnnxSlimError
 from onnxslim.startup import import_graph_library
 
@@ -19,6 +20,7 @@ from onnxslim.startup import import_graph_library
 COMMANDS: dict[str, str] = {
     "optimize": "optimize_command:optimize",
     "prune": "prune_command:prune",
+    "compress": "compress_command:compress",
     "validate": "validate_command:validate",
     "calibrate": "calibrate_command:calibrate",
     "inspect": "inspect_command:inspect",
@@ -86,6 +88,21 @@ def expand(arguments: list[str]) -> list[str]:
     return arguments if arguments[0] in COMMANDS else ["optimize", *arguments]
 
 
+def _call(arguments: list[str]) -> None:
+    """Runs one command; a plain one without the parser."""
+    called = [name for name in arguments[:1] if name in COMMANDS]
+    if called and not {"-h", "--help"} & set(arguments):
+        import_graph_library()
+    plain = read_plain(arguments)
+    if plain is None:
+        build(*called)(args=arguments, prog_name="onnxslim")
+        return
+    from onnxslim.cli.optimize_command import optimize
+
+    optimize(**plain)
+    sys.exit(0)
+
+
 def main() -> None:
     """Entry point: exits with 0, 1 (model or data), 2 (usage) or 3 (a demand was missed)."""
     arguments = expand(sys.argv[1:])
@@ -93,11 +110,8 @@ def main() -> None:
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s"
     )
-    called = [name for name in arguments[:1] if name in COMMANDS]
     try:
-        if called and not {"-h", "--help"} & set(arguments):
-            import_graph_library()
-        build(*called)(args=arguments, prog_name="onnxslim")
+        _call(arguments)
     except OnnxSlimError as error:
         if debug:
             raise

@@ -50,8 +50,17 @@ def inspect(
         console.print(comparison_table(found))
 
 
-def passes() -> None:
+def passes(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Everything about each of them, as a page.")
+    ] = False,
+) -> None:
     """List the passes, with what each promises about the outputs."""
+    if markdown:
+        from onnxslim.report.passes_page import passes_page
+
+        typer.echo(passes_page(), nl=False)
+        return
     from rich.table import Table
 
     from onnxslim import passes as registry

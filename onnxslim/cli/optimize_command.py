@@ -42,6 +42,14 @@ def optimize(
             "single weights: 2:4, l1=0.5, random=0.5. Lossy; use --calibration.",
         ),
     ] = None,
+    compress: Annotated[
+        str | None,
+        typer.Option(
+            "--compress",
+            metavar="FORM",
+            help="Then store weights in fewer bytes: int8, int4, fp16 ...; see compress --help.",
+        ),
+    ] = None,
     calibration: options.Calibration = None,
     labels: options.Labels = None,
     max_drop: options.MaxDrop = None,
@@ -115,6 +123,7 @@ def optimize(
       onnxslim model.onnx slim.onnx
       onnxslim model.onnx int8.onnx --quantize --calibration data.npz --labels test.npz
       onnxslim model.onnx half.onnx --prune 0.5 --calibration data.npz
+      onnxslim model.onnx small.onnx --compress int8
       onnxslim model.onnx slim.onnxz
       cat model.onnx | onnxslim - - --json report.json > slim.onnx
     """
@@ -132,10 +141,10 @@ def optimize(
         skip_fusion_patterns=skip_fusion_patterns,
         dtype=dtype,
     )
-    if calibration is not None and not quantize and prune is None:
-        raise UsageError("--calibration is for --quantize and --prune; add one of them")
-    if max_drop is not None and prune is None:
-        raise UsageError("--max-drop is the limit of --prune; add that")
+    if calibration is not None and not quantize and prune is None and compress is None:
+        raise UsageError("--calibration is for --quantize, --prune and --compress; add one of them")
+    if max_drop is not None and prune is None and compress is None:
+        raise UsageError("--max-drop is the limit of --prune and --compress; add one of them")
     if quantize and calibration is None:
         _explain_calibration(source)
     quantization = None
@@ -151,6 +160,13 @@ def optimize(
             labels=labels,
             max_drop=max_drop,
             seed=seed,
+        )
+    compression = None
+    if compress is not None:
+        from onnxslim.compression import Compression
+
+        compression = Compression(
+            compress, calibration=calibration, labels=labels, max_drop=max_drop
         )
     console = console_for("-" if "-" in (target, json_file) else target, quiet)
     with progress_bar(quiet) as progress:
@@ -169,6 +185,7 @@ def optimize(
             input_shapes=options.parse_shapes(input_shape or []),
             pruning=pruning,
             quantization=quantization,
+            compression=compression,
             external_data=external_data,
             verify_each=verify_each,
             fold_growth=fold_growth,

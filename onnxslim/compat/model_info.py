@@ -185,10 +185,10 @@ def onnx_dtype_to_numpy(onnx_dtype: int) -> Any:
         return "UNDEFINED"
 
 
-def get_opset(model: onnx.ModelProto) -> int:
-    """The version of the standard operators."""
+def get_opset(model: onnx.ModelProto) -> int | None:
+    """The version of the standard operators; None where none is imported."""
     versions = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
-    return max(versions, default=1)
+    return max(versions, default=None)
 
 
 def get_ir_version(model: onnx.ModelProto) -> int:

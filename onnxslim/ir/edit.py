@@ -104,11 +104,12 @@ class Names:
 
 def add_initializer(graph: ir.Graph, content: npt.NDArray[np.generic], name: str) -> ir.Value:
     """Adds a constant to ``graph`` under a name from `Names.fresh` and returns its value."""
+    tensor = ir.tensor(content, name=name)
     value = ir.Value(
         name=name,
-        type=ir.TensorType(ir.tensor(content).dtype),
+        type=ir.TensorType(tensor.dtype),
         shape=ir.Shape(content.shape),
-        const_value=ir.tensor(content, name=name),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value

@@ -110,7 +110,7 @@ def sample_places(cut: Cut) -> list[tuple[int, int]]:
     size = _SAMPLE_ELEMENTS * cut.width
     if cut.length <= 3 * size:
         return [(cut.offset, cut.length)]
-    middle = (cut.length // 2 - size // 2) // cut.width * cut.width
+    middle = cut.length * 3 // 7 // cut.width * cut.width  # not where a second half starts
     return [(cut.offset + start, size) for start in (0, middle, cut.length - size)]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from onnxslim.io import load
+from onnxslim.runtime.evaluate import evaluate
 from onnxslim.runtime.session import open_session
 from onnxslim.runtime.specs import Array, Feed
 
@@ -45,3 +46,24 @@ class Activations:
                 yield feed[name]
             else:
                 yield self._session.run(feed, [name])[0]
+
+
+def product(node: ir.Node, source: Array, weight: Array, opsets: Mapping[str, int]) -> Array:
+    """What a Conv, ConvTranspose, Gemm or MatMul makes of other inputs, without its bias.
+
+    Args:
+        node: it is not changed.
+        source: instead of its first input.
+        weight: instead of its second.
+        opsets: imports of its graph.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not compute it.
+    """
+    attributes = [item for item in node.attributes.values() if item.name != "beta"]
+    inputs = [ir.Value(name="source"), ir.Value(name="weight")]
+    bare = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=1)
+    bare.outputs[0].name = "product"
+    result = evaluate(bare, [source, weight], opsets)[0]
+    assert result is not None  # its only output is wanted
+    return result

@@ -20,10 +20,9 @@ import onnx_ir as ir
 from onnxslim.ir import shapes
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import Names, add_initializer
-from onnxslim.quantization.activations import Activations
+from onnxslim.quantization.activations import Activations, product
 from onnxslim.quantization.prepare import channel_axis
 from onnxslim.quantization.scaling import Floats, Note, content, set_content
-from onnxslim.runtime.evaluate import evaluate
 from onnxslim.runtime.specs import Array, Feed
 
 STEP = "bias"
@@ -61,9 +60,7 @@ class _Layer:
         set_content(self.codes, np.clip(codes, _INT32.min, _INT32.max).astype(np.int32))
 
 
-def correct_analytically(
-    model: ir.Model, int8: ir.Model, feeds: Sequence[Feed]
-) -> list[Note]:
+def correct_analytically(model: ir.Model, int8: ir.Model, feeds: Sequence[Feed]) -> list[Note]:
     """Corrects what the rounding of weights does to means, in place.
 
     Args:
@@ -88,7 +85,7 @@ def correct_analytically(
         total = 0
         for array in taps.each(source.name or "", feeds):
             mean = _mean_input(layer.twin, array)
-            output = _product(layer.twin, mean, layer.weight - weight, model.graph.opset_imports)
+            output = product(layer.twin, mean, layer.weight - weight, model.graph.opset_imports)
             axis = 1 if output.ndim > 2 or layer.twin.op_type == "Gemm" else output.ndim - 1
             shift -= len(array) * _channel_means(output, axis)
             total += len(array)
@@ -139,9 +136,7 @@ def correct_empirically(
     return notes
 
 
-def _mean(
-    taps: Activations, name: str, feeds: Sequence[Feed], axis: int, channels: int
-) -> Floats:
+def _mean(taps: Activations, name: str, feeds: Sequence[Feed], axis: int, channels: int) -> Floats:
     total, count = np.zeros(channels), 0
     for array in taps.each(name, feeds):
         moved = np.moveaxis(array, axis, -1).reshape(-1, channels)
@@ -283,21 +278,3 @@ def _channel_means(output: Array, axis: int) -> Floats:
     others = tuple(i for i in range(output.ndim) if i != axis)
     mean: Floats = output.mean(axis=others, dtype=np.float64)
     return mean
-
-
-def _product(node: ir.Node, source: Array, weight: Array, opsets: dict[str, int]) -> Array:
-    bare = ir.Node(
-        node.domain,
-        node.op_type,
-        list(node.inputs[:2]),
-        [item for item in node.attributes.values() if item.name != "beta"],
-        num_outputs=1,
-    )
-    bare.outputs[0].name = "product"
-    try:
-        result = evaluate(bare, [source, weight.astype(np.float32)], opsets)[0]
-    finally:
-        for index in range(2):
-            bare.replace_input_with(index, None)
-    assert result is not None
-    return result

@@ -57,7 +57,9 @@ def equalize_layers(
     """
     shapes.infer(model)
     sites, refused = find_sites(model)
-    notes = [Note(STEP, name, reason, kept=False) for name, reason in refused.items()]
+    notes = [
+        Note(STEP, one.name, one.reason, kept=False) for one in refused if one.kind == "linear"
+    ]
     usable: list[Site] = []
     for site in sites:
         if site.kind != "linear" or not site.plain:
@@ -82,7 +84,7 @@ def _scaled(site: Site, factors: Floats) -> list[Note]:
         replace_node(node, ir.node("Relu", [node.inputs[0]], name=node.name))
     span = f"2**{np.log2(factors.min()):.0f} to 2**{np.log2(factors.max()):.0f}"
     changed = int((factors != 1).sum())
-    text = f"{changed} of {site.channels} channels scaled by {span}"
+    text = f"{changed} of {site.channels - 1} channels scaled by {span}"
     if replaced:
         text += f"; {', '.join(replaced)} became Relu: its bound was out of reach on the data"
     return [Note(STEP, site.name, text, kept=True)]
@@ -131,9 +133,7 @@ class _Weight:
             for _, port in self.ports
         ]
         array = array.reshape([1] * (rank - array.ndim) + list(array.shape))
-        idle = tuple(
-            axis for axis in range(rank) if all(one.shape[axis] == 1 for one in labels)
-        )
+        idle = tuple(axis for axis in range(rank) if all(one.shape[axis] == 1 for one in labels))
         self.magnitude = array.max(axis=idle, keepdims=True).astype(np.float64)
         self.labels = {site: one for (site, _), one in zip(self.ports, labels, strict=True)}
 
@@ -170,7 +170,7 @@ def _balance(sites: Sequence[Site]) -> list[Floats]:
                 ])
                 for ports in (site.writers, [read.port for read in site.reads])
             ]  # fmt: skip
-            step = _step(*ends)
+            step = np.where(site.free, _step(*ends), 0.0)
             exponents[number] = exponents[number] + step
             moved = max(moved, float(np.abs(step).max(initial=0.0)))
         if moved < _CONVERGED:

@@ -23,6 +23,7 @@ from onnxslim.ir.traversal import subgraphs_of
 from onnxslim.quantization.checks import check_conversion, check_result
 from onnxslim.quantization.marks import ranges_wanted
 from onnxslim.quantization.names import restore
+from onnxslim.quantization.plain import write_plain
 from onnxslim.quantization.prepare import check_weights, prepare, wanted_tensors
 from onnxslim.quantization.presets import QuantizePreset, find_preset, unverifiable
 from onnxslim.quantization.report import QuantizeReport
@@ -60,6 +61,7 @@ class QuantPlan:
         method: how ranges are chosen, see `onnxslim.calibration.ranges`.
         dynamic: activations are quantized at run time: matrix products only, no ranges needed.
         only: when given, all nodes but these stay in float.
+        engine: ``onnxslim``, or ``onnxruntime`` for that of ``onnxruntime.quantization``.
     """
 
     preset: QuantizePreset
@@ -71,6 +73,7 @@ class QuantPlan:
     method: str = "auto"
     dynamic: bool = False
     only: frozenset[str] | None = None
+    engine: Literal["onnxslim", "onnxruntime"] = "onnxslim"
 
 
 @dataclass
@@ -154,10 +157,30 @@ def quantize_once(
         raise NotImplementedError
     check_weights(selection.chosen)
     ranges = _ranges(prepared, calibration, plan, selection, report)
+    if plan.engine == "onnxruntime":
+        return _plain(prepared, work, plan, selection, ranges, report)
     written = write_qdq(work, selection, plan.preset, ranges, plan.weight_scales)
     _count(selection, written.active, report)
     restore(work, prepared.original, prepared.given_names)
     return work, report
+
+
+def _plain(
+    prepared: Prepared,
+    work: ir.Model,
+    plan: QuantPlan,
+    selection: Selection,
+    ranges: Mapping[str, Range],
+    report: QuantizeReport,
+) -> tuple[ir.Model, QuantizeReport]:
+    operators = plan.form == "qoperator"
+    result, active, warnings = write_plain(
+        work, prepared.original, selection, plan.preset, ranges, operators=operators
+    )
+    _count(selection, active, report)
+    report.warnings.extend(warnings)
+    restore(result, prepared.original, prepared.given_names)
+    return result, report
 
 
 def _select(model: ir.Model, plan: QuantPlan) -> Selection:
@@ -179,7 +202,12 @@ def _ranges(
 ) -> dict[str, Range]:
     choices = choices_of(prepared, calibration, plan.method)
     found: dict[str, Range] = {}
-    for name in ranges_wanted(selection.chosen, plan.preset):
+    wanted = (
+        wanted_tensors(selection.chosen)
+        if plan.engine == "onnxruntime"
+        else ranges_wanted(selection.chosen, plan.preset)
+    )
+    for name in wanted:
         if name in plan.ranges:
             found[name] = plan.ranges[name]
         elif name not in choices:

@@ -121,7 +121,7 @@ def encode(values: Array, grid: Grid) -> Array:
     """The codes of numbers, rounded to the nearest, ties to even."""
     low, high = full_codes(grid.dtype)
     scale, zero = along(grid.scale, grid, values.ndim), along(grid.zero, grid, values.ndim)
-    codes = np.rint(values / scale)
+    codes = np.asarray(np.rint(values / scale))  # numpy makes scalars of rank 0
     codes += zero.astype(np.float32)
     np.clip(codes, low, high, out=codes)
     return codes.astype(grid.dtype.numpy())

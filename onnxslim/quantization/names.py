@@ -90,7 +90,7 @@ def restore(result: ir.Model, original: ir.Model, node_names: Mapping[str, str])
         node_names: names of nodes as they were, by the names they have now.
     """
     for node in result.graph:
-        if node.name in node_names:
+        if node.name and node.name in node_names:
             node.name = node_names[node.name]
     _restore_values(result, original)
     _restore_model(result, original)

@@ -8,8 +8,8 @@ same bits, short of numbers below the smallest normal one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -82,13 +82,16 @@ class Site:
     Attributes:
         name: the tensor that holds them first.
         kind: made by a product of matrices (``linear``) or by a normalization (``norm``).
-        channels: their number.
+        channels: their number, and one more (the last) for elements that are no channels of this
+            site but lie beside them in a tensor.
         writers: weights that make them.
         shifts: constants that are added to them on the way, biases included.
         reads: weights that read them.
         clips: Clip nodes with an upper bound on the way; with one of them the site is no site,
             unless the bound is never reached.
         plain: no attention and no gate lies on the way.
+        free: which channels may get a factor other than 1; False for those that also go where no
+            scale may; shape (channels).
     """
 
     name: str
@@ -97,9 +100,14 @@ class Site:
     writers: tuple[Port, ...]
     shifts: tuple[Port, ...]
     reads: tuple[Read, ...]
-    clips: tuple[ir.Node, ...] = ()
-    plain: bool = True
-    spread: Labels = field(default_factory=lambda: np.zeros(0, np.int64), compare=False)
+    clips: tuple[ir.Node, ...]
+    plain: bool
+    free: npt.NDArray[np.bool_]
+
+    @property
+    def size(self) -> int:
+        """Channels that may get a factor."""
+        return int(self.free.sum())
 
 
 def content(value: ir.Value) -> Array:
@@ -151,11 +159,12 @@ def apply(site: Site, factors: Floats) -> bool:
 
     Args:
         site: of a model that may be changed.
-        factors: positive, shape (channels).
+        factors: positive, shape (channels); those that are not free are taken as 1.
 
     Returns:
         False, with nothing changed, when a number would leave the normal range of its type.
     """
+    factors = np.where(site.free, factors, 1.0)
     changes: list[tuple[ir.Value, Array]] = []
     for port in (*site.writers, *site.shifts):
         changes.append((port.value, content(port.value) / factors[port.labels]))
@@ -179,6 +188,3 @@ def _is_normal(array: Array) -> bool:
     """True when every number is zero or of a size that float32 holds with all its digits."""
     size = np.abs(array[array != 0])
     return not size.size or bool(size.min() >= _SMALLEST and size.max() <= _LARGEST)
-
-
-Progress = Callable[[int, int], None]

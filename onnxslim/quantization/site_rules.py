@@ -32,6 +32,10 @@ class Following(Protocol):
     clips: list[ir.Node]
     plain: bool
 
+    @property
+    def other(self) -> int:
+        """The label of elements that are no channels of the site."""
+
     def channels_of(self, value: ir.Value | None) -> Labels | None:
         """The channels of a value, or None when it is not scaled."""
 
@@ -109,6 +113,35 @@ def _pool(node: ir.Node, walk: Following) -> None:
     walk.labels[node.outputs[0]] = labels
 
 
+def _ignore(node: ir.Node, walk: Following) -> None:
+    """Looks at shapes only."""
+
+
+def _concat(node: ir.Node, walk: Following) -> None:
+    """Puts the channels beside others, which keep their scale."""
+    known = [labels for labels in map(walk.channels_of, node.inputs) if labels is not None]
+    axis = (node.attributes.get_int("axis", 0) or 0) % known[0].ndim
+    parts = [_part(value, axis, known[0].ndim, walk) for value in node.inputs]
+    shape = np.broadcast_shapes(*[part.take([0], axis).shape for part in parts])
+    whole = [np.broadcast_to(p, (*shape[:axis], p.shape[axis], *shape[axis + 1 :])) for p in parts]
+    walk.labels[node.outputs[0]] = np.concatenate(whole, axis)
+
+
+def _part(value: ir.Value | None, axis: int, rank_: int, walk: Following) -> Labels:
+    labels = walk.channels_of(value)
+    size = dim(value, axis)
+    tensor = constant_tensor(value)
+    if tensor is not None and len(tensor.shape) == rank_:
+        size = int(tensor.shape.numpy()[axis])
+    if not isinstance(size, int):
+        raise RefusedError("a Concat of sizes that are not known")
+    shape = [1] * rank_
+    shape[axis] = size
+    if labels is None:
+        return np.full(shape, walk.other, np.int64)
+    return labels if labels.shape[axis] == size else labels.repeat(size, axis)
+
+
 def _reduce(node: ir.Node, walk: Following) -> None:
     labels = _only_first(node, walk)
     given = node.attributes.get_ints("axes", None)
@@ -133,7 +166,7 @@ def _pad(node: ir.Node, walk: Following) -> None:
         raise RefusedError("a Pad with other numbers than zero")
     along = [axis for axis, size in enumerate(labels.shape) if size > 1]
     if any(pads[axis] or pads[axis + labels.ndim] for axis in along):
-        raise RefusedError("a Pad adds channels")
+        raise RefusedError("a Pad adds or drops channels")
     walk.labels[node.outputs[0]] = labels
 
 
@@ -245,7 +278,9 @@ def _add(node: ir.Node, walk: Following) -> None:
     if size > labels.ndim:
         raise RefusedError(f"{_article(node)} of a constant of more dimensions")
     lead = labels.ndim - max(size, 1)  # axes that the constant lacks, and may go on lacking
-    short = labels.reshape(labels.shape[lead:]) if max(labels.shape[:lead], default=1) == 1 else labels
+    short = (
+        labels.reshape(labels.shape[lead:]) if max(labels.shape[:lead], default=1) == 1 else labels
+    )
     walk.shifts.append(Port(value, short))
     walk.labels[node.outputs[0]] = labels
 
@@ -332,7 +367,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Add", "Sub"), _add),
     **dict.fromkeys(("Mul", "Div"), _gate),
     **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
+    **dict.fromkeys(("Shape", "Size"), _ignore),
     "Clip": _clip,
+    "Concat": _concat,
     "Pad": _pad,
     "Transpose": _transpose,
     "Slice": _slice,

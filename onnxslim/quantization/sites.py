@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxslim.ir.constants import constant_tensor
@@ -32,22 +33,51 @@ class Walk:
 
     Attributes:
         labels: channels by value, for every value that has been scaled.
+        free: as of `Site`.
         shifts, reads, clips, plain: as of `Site`.
+        reasons: why channels are not free.
     """
 
     labels: dict[ir.Value, Labels]
+    free: npt.NDArray[np.bool_]
     shifts: list[Port] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     clips: list[ir.Node] = field(default_factory=list)
     plain: bool = True
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def other(self) -> int:
+        """The label of elements that are no channels of the site."""
+        return len(self.free) - 1
 
     def channels_of(self, value: ir.Value | None) -> Labels | None:
         """The channels of a value, or None when it is not scaled."""
         return None if value is None else self.labels.get(value)
 
+    def pin(self, labels: Labels, reason: str) -> None:
+        """Channels that have to stay as they are."""
+        self.free[labels.reshape(-1)] = False
+        self.reasons.append(reason)
 
-def find_sites(model: ir.Model) -> tuple[list[Site], dict[str, str]]:
-    """The sites of the main graph in order, and the reason by tensor where there is none.
+
+@dataclass(frozen=True)
+class NoSite:
+    """A producer whose channels cannot be scaled.
+
+    Attributes:
+        name: the tensor.
+        kind: as of `Site`.
+        reason: why.
+    """
+
+    name: str
+    kind: Kind
+    reason: str
+
+
+def find_sites(model: ir.Model) -> tuple[list[Site], list[NoSite]]:
+    """The sites of the main graph in order, and the producers that make none.
 
     Args:
         model: with inferred shapes and folded BatchNormalization; it is not changed. Constants
@@ -55,7 +85,7 @@ def find_sites(model: ir.Model) -> tuple[list[Site], dict[str, str]]:
     """
     order = {node: index for index, node in enumerate(model.graph)}
     found: list[Site] = []
-    refused: dict[str, str] = {}
+    refused: list[NoSite] = []
     for node in order:
         start = _producer(node)
         if start is None:
@@ -64,7 +94,7 @@ def find_sites(model: ir.Model) -> tuple[list[Site], dict[str, str]]:
         try:
             found.append(_follow(node, *start, order))
         except RefusedError as refusal:
-            refused[name] = str(refusal)
+            refused.append(NoSite(name, start[0], str(refusal)))
     return found, refused
 
 
@@ -105,19 +135,19 @@ def _linear(node: ir.Node) -> tuple[Kind, int, Labels, _Start] | None:
             return None
         weight = axis_labels(shape[1], 1, 2)
         return "linear", shape[1], axis_labels(shape[1], -1, out_rank), _Start((1, weight), ())
-    axis, channels, weight = _weight_axis(node, shape)
+    channels, weight = _weight_channels(node, shape)
     output = axis_labels(channels, 1, len(shape) if node.op_type != "Gemm" else 2)
     bias = ((2, axis_labels(channels, -1, 1)),) if _is_given(node, 2) else ()
     return "linear", channels, output, _Start((1, weight), bias)
 
 
-def _weight_axis(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, int, Labels]:
-    """Axis of output channels in a weight, their number, and the channel of every element."""
+def _weight_channels(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, Labels]:
+    """Number of output channels of a weight, and the channel of every element."""
     if node.op_type == "Gemm":
         axis = 0 if node.attributes.get_int("transB", 0) else 1
-        return axis, shape[axis], axis_labels(shape[axis], axis, 2)
+        return shape[axis], axis_labels(shape[axis], axis, 2)
     if node.op_type == "Conv":
-        return 0, shape[0], axis_labels(shape[0], 0, len(shape))
+        return shape[0], axis_labels(shape[0], 0, len(shape))
     group = node.attributes.get_int("group", 1) or 1
     channels = shape[1] * group
     # weight (I, O / group, ...): row i belongs to group i // (I / group)
@@ -125,7 +155,7 @@ def _weight_axis(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, int, Label
     labels = owner[:, None] * shape[1] + np.arange(shape[1], dtype=np.int64)[None, :]
     if group == 1:
         labels = labels[:1]
-    return 1, channels, labels.reshape(*labels.shape, *[1] * (len(shape) - 2))
+    return channels, labels.reshape(*labels.shape, *[1] * (len(shape) - 2))
 
 
 def _norm(node: ir.Node) -> tuple[Kind, int, Labels, _Start] | None:
@@ -169,19 +199,19 @@ def _follow(
     order: dict[ir.Node, int],
 ) -> Site:  # fmt: skip
     output = node.outputs[0]
-    walk = Walk({output: labels})
+    walk = Walk({output: labels}, np.arange(channels + 1) < channels)
     shifts = [Port(own_constant(node, index), bias) for index, bias in start.shifts]
     writer = Port(own_constant(node, start.weight[0]), start.weight[1])
     for reader in _readers(output, walk, order):
         _visit(reader, walk)
-    if not walk.reads:
-        raise RefusedError("no weight reads it")
+    if not walk.reads or not walk.free.any():
+        raise RefusedError(walk.reasons[0] if walk.reasons else "no weight reads it")
     ports = [writer, *shifts, *walk.shifts, *(read.port for read in walk.reads)]
     if len({port.value for port in ports}) != len(ports):
         raise RefusedError("a weight is used twice")
     return Site(
-        output.name or "", kind, channels, (writer,), (*shifts, *walk.shifts), tuple(walk.reads),
-        tuple(walk.clips), walk.plain, labels,
+        output.name or "", kind, channels + 1, (writer,), (*shifts, *walk.shifts),
+        tuple(walk.reads), tuple(walk.clips), walk.plain, walk.free,
     )  # fmt: skip
 
 
@@ -194,11 +224,11 @@ def _readers(output: ir.Value, walk: Walk, order: dict[ir.Node, int]) -> Iterato
     def push(value: ir.Value) -> None:
         done.add(value)
         if value.is_graph_output():
-            raise RefusedError(f"{value.name!r} is an output of the model")
+            walk.pin(walk.labels[value], f"{value.name!r} is an output of the model")
         for user, _ in value.uses():
             if user not in order:
-                raise RefusedError(f"a subgraph reads {value.name!r}")
-            if order[user] not in by_index:
+                walk.pin(walk.labels[value], f"a subgraph reads {value.name!r}")
+            elif order[user] not in by_index:
                 by_index[order[user]] = user
                 heapq.heappush(queue, order[user])
 
@@ -210,8 +240,14 @@ def _readers(output: ir.Value, walk: Walk, order: dict[ir.Node, int]) -> Iterato
 
 
 def _visit(node: ir.Node, walk: Walk) -> None:
+    """Passes the channels on, or pins them: what lies behind then sees them as they were."""
     rule = RULES.get(node.op_type) if node.domain in ONNX_DOMAINS else None
-    if rule is None or any(attribute.is_ref() for attribute in node.attributes.values()):
-        raise RefusedError(f"{node.op_type} does not pass a scale on")
-    rule(node, walk)
-
+    try:
+        if rule is None or any(attribute.is_ref() for attribute in node.attributes.values()):
+            raise RefusedError(f"{node.op_type} does not pass a scale on")
+        rule(node, walk)
+    except RefusedError as refusal:
+        for value in node.inputs:
+            labels = walk.channels_of(value)
+            if labels is not None:
+                walk.pin(labels, str(refusal))

@@ -14,7 +14,7 @@ error, the rounding and the sites beyond normalizations are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +23,11 @@ import onnx_ir as ir
 from onnxslim.calibration.run import calibrate
 from onnxslim.ir import shapes
 from onnxslim.quantization import grids
-from onnxslim.quantization.activations import Activations
+from onnxslim.quantization.activations import Activations, product
 from onnxslim.quantization.prepare import channel_axis
 from onnxslim.quantization.scaling import (
     Floats,
+    Kind,
     Note,
     Read,
     Site,
@@ -36,7 +37,6 @@ from onnxslim.quantization.scaling import (
     read_range,
 )
 from onnxslim.quantization.sites import find_sites
-from onnxslim.runtime.evaluate import evaluate
 from onnxslim.runtime.specs import Array, Feed
 
 STEP = "smooth"
@@ -48,7 +48,7 @@ ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 _WORTH = 0.9
 
 # Samples for the local error: feeds, and elements taken of each.
-_FEEDS, _ELEMENTS = 4, 1 << 19
+_FEEDS, _ELEMENTS = 4, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def smooth_activations(
     feeds: Sequence[Feed],
     rounding: Rounding | None = None,
     *,
+    kinds: Collection[Kind] = ("linear", "norm"),
     alphas: Sequence[float] = ALPHAS,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Note]:
@@ -83,6 +84,7 @@ def smooth_activations(
         model: a float32 model with constants as initializers and folded BatchNormalization.
         feeds: calibration samples; all are run once, the first few again for each site.
         rounding: what the simulation assumes.
+        kinds: of sites, as of `Site`.
         alphas: in (0, 1]; the exponents to choose from.
         progress: called with sites done and sites in all.
 
@@ -95,8 +97,8 @@ def smooth_activations(
     """
     shapes.infer(model)
     sites, refused = find_sites(model)
-    notes = [Note(STEP, name, reason, kept=False) for name, reason in refused.items()]
-    sites = [site for site in sites if not site.clips]
+    notes = [Note(STEP, one.name, one.reason, kept=False) for one in refused if one.kind in kinds]
+    sites = [site for site in sites if site.kind in kinds and not site.clips]
     if not sites:
         return notes
     maxima = _channel_maxima(model, sites, feeds)
@@ -184,10 +186,7 @@ class _Judge:
     def choose(self, site: Site, maxima: Floats, alphas: Sequence[float]) -> _Choice:
         """The alpha of least local error."""
         sources = {read.source.name or "": read.source for read in site.reads}
-        samples = {
-            name: [_head(array) for array in self._taps.each(name, self._feeds)]
-            for name in sources
-        }
+        samples = {name: _joined(list(self._taps.each(name, self._feeds))) for name in sources}
         plain = np.ones(site.channels)
         exact = [
             [self._output(read, x, content(read.port.value)) for x in samples[_name(read)]]
@@ -197,7 +196,7 @@ class _Judge:
         best = _Choice(None, plain, before, before * _WORTH)
         read = read_range(site)
         for alpha in alphas:
-            factors = _factors(maxima, read, alpha)
+            factors = _factors(site, maxima, read, alpha)
             error = self._error(site, factors, samples, exact)
             if error < best.after:
                 best = _Choice(alpha, factors, before, error)
@@ -239,25 +238,19 @@ class _Judge:
 
     def _output(self, read: Read, source: Array, weight: Array) -> Array:
         """What the node computes, without its bias, which is not rounded to 8 bits."""
-        bare = ir.Node(
-            read.node.domain,
-            read.node.op_type,
-            list(read.node.inputs[:2]),
-            [item for item in read.node.attributes.values() if item.name != "beta"],
-            num_outputs=1,
-        )
-        try:
-            bare.outputs[0].name = "product"
-            result = evaluate(bare, [source, weight], self._opsets)[0]
-        finally:
-            for index in range(2):
-                bare.replace_input_with(index, None)
-        assert result is not None
-        return result
+        return product(read.node, source, weight, self._opsets)
 
 
 def _name(read: Read) -> str:
     return read.source.name or ""
+
+
+def _joined(arrays: list[Array]) -> list[Array]:
+    """A few rows of each; one array where the shapes allow."""
+    parts = [_head(array) for array in arrays if array.size]
+    if len({part.shape[1:] for part in parts}) == 1:
+        return [np.concatenate(parts)]
+    return parts
 
 
 def _head(array: Array) -> Array:
@@ -268,13 +261,19 @@ def _head(array: Array) -> Array:
     return array[:rows]
 
 
-def _factors(maxima: Floats, read: Floats, alpha: float) -> Floats:
-    """Powers of two, most of them near 1; 1 for channels that hold or meet nothing but zeros."""
-    used = (maxima > 0) & (read > 0)
+def _factors(site: Site, maxima: Floats, read: Floats, alpha: float) -> Floats:
+    """Powers of two, most of them near 1; 1 for channels that hold or meet nothing but zeros.
+
+    Beside channels that cannot be scaled, the others must not grow above what they were: one scale
+    serves all of them together.
+    """
+    used = site.free & (maxima > 0) & (read > 0)
     exponents = np.zeros(len(maxima))
     if used.any():
-        found = alpha * np.log2(maxima[used]) - (1 - alpha) * np.log2(read[used])
-        exponents[used] = found - np.median(found)
+        largest = np.log2(maxima[used])
+        found = alpha * largest - (1 - alpha) * np.log2(read[used])
+        found = np.round(found - np.median(found))
+        if site.size < site.channels - 1:
+            found += max(np.ceil((largest - found).max() - largest.max()), 0.0)
+        exponents[used] = found
     return powers_of_two(np.exp2(exponents))
-
-

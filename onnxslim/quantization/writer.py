@@ -156,7 +156,8 @@ class _Writer:
             if bias is None:
                 continue
             first, weights = node.inputs[:2]
-            assert first is not None and weights is not None
+            assert first is not None
+            assert weights is not None
             inputs = self._marks.root(first)
             self._operands[id(node)] = inputs, weights
             grid = self._grids[weights]

@@ -12,12 +12,24 @@ from onnxslim.pipeline import Explanation, PassTiming, Refusal, Rewrite
 
 @dataclass
 class Step:
-    """The model after one step of the run, e.g. ``simplify`` or ``quantize``."""
+    """The model after one step of the run, e.g. ``slim`` or ``quantize``.
+
+    Attributes:
+        name: of the step.
+        snapshot: costs of the model after it.
+        note: what it says of itself, in one line.
+        details: plain data for the JSON report.
+        accuracy: of the model after it on labels: ``metric``, ``value`` (a share, or dB) and
+            ``samples``; None without labels.
+        packed_bytes: size of the model after it as a packed file; None where that is not asked for.
+    """
 
     name: str
     snapshot: Snapshot
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] | None = None
+    packed_bytes: int | None = None
 
 
 @dataclass
@@ -38,6 +50,7 @@ class Report:
         source: where the model came from.
         target: where it went, or None when nothing was written.
         before: the model as it was read.
+        accuracy_before: of that model on labels, as in `Step`; None without labels.
         steps: the model after each step; the last one is the result.
         passes: per pass, its changes and its time.
         rewrites: the journal.
@@ -52,6 +65,7 @@ class Report:
     source: str
     before: Snapshot
     target: str | None = None
+    accuracy_before: dict[str, Any] | None = None
     steps: list[Step] = field(default_factory=list)
     passes: list[PassSummary] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
@@ -73,10 +87,8 @@ class Report:
             "target": self.target,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
-            "steps": [
-                {"name": step.name, "note": step.note, **step.snapshot.to_dict(), **step.details}
-                for step in self.steps
-            ],
+            "accuracy_before": self.accuracy_before,
+            "steps": [_step_dict(step) for step in self.steps],
             "passes": [vars(summary) for summary in self.passes],
             "rewrites": [vars(entry) for entry in self.rewrites],
             "refusals": [vars(entry) for entry in self.refusals],
@@ -86,6 +98,17 @@ class Report:
             "files": self.files,
             "seconds": round(self.seconds, 3),
         }
+
+
+def _step_dict(step: Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "note": step.note,
+        "accuracy_after": step.accuracy,
+        "packed_file_bytes": step.packed_bytes,
+        **step.snapshot.to_dict(),
+        **step.details,
+    }
 
 
 def summarize(timings: Iterable[PassTiming]) -> list[PassSummary]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from onnxslim.ir.cost import Snapshot
 from onnxslim.pipeline import Explanation
-from onnxslim.report.data import Report
+from onnxslim.report.data import Report, Step
 
 if TYPE_CHECKING:
     from onnxslim.api import Inspection
@@ -122,14 +122,33 @@ def operator_table(before: Snapshot, after: Snapshot | None = None) -> Table:
 def _print_steps(report: Report, console: Console) -> None:
     if len(report.steps) < 2:
         return
+    packs = any(step.packed_bytes for step in report.steps)
+    judged = report.accuracy_before is not None
+    first = Step("original", report.before, accuracy=report.accuracy_before)
     table = Table(box=None, pad_edge=False, show_edge=False)
-    for title in ("step", "file", "nodes", "note"):
-        table.add_column(title, justify="left" if title in ("step", "note") else "right")
-    table.add_row("original", size(report.before.file_bytes), count(report.before.nodes), "")
-    for step in report.steps:
-        snapshot = step.snapshot
-        table.add_row(step.name, size(snapshot.file_bytes), count(snapshot.nodes), step.note)
+    shown = {"step": True, "file": True, "packed": packs, "nodes": True, "accuracy": judged}
+    for title in (title for title, wanted in shown.items() if wanted):
+        table.add_column(title, justify="left" if title == "step" else "right", no_wrap=True)
+    table.add_column("note", overflow="fold")
+    for step in (first, *report.steps):
+        cells = {
+            "step": step.name,
+            "file": size(step.snapshot.file_bytes),
+            "packed": size(step.packed_bytes) if step.packed_bytes else "",
+            "nodes": count(step.snapshot.nodes),
+            "accuracy": _accuracy(step.accuracy),
+        }
+        texts = [text for title, text in cells.items() if shown[title]]
+        table.add_row(*texts, escape(step.note))
     console.print(table)
+
+
+def _accuracy(measured: dict[str, Any] | None) -> str:
+    """``96.94 %`` or ``31.20 dB``; empty without labels."""
+    if measured is None:
+        return ""
+    value = float(measured["value"])
+    return f"{value:.2%}".replace("%", " %") if measured["metric"] == "top1" else f"{value:.2f} dB"
 
 
 def _print_sparsity(report: Report, console: Console, verbose: bool) -> None:

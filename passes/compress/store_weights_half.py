@@ -75,7 +75,15 @@ class StoreWeightsHalf(Pass):
                 stored = _stored("bf16", array, array.astype(ml_dtypes.bfloat16))
             return stored or "as fp16 it overflows, and bf16 needs opset 13"
 
-        return PassResult(store_weights(self, self, model, context, encode))
+        made = store_weights(
+            self,
+            model,
+            context,
+            encode,
+            max_error=self.max_error,
+            min_bytes=self.min_bytes,
+        )
+        return PassResult(made)
 
 
 def _as_float16(array: Array) -> Stored | None:

@@ -72,7 +72,16 @@ class StoreWeightsInt4(Pass):
         if default_opset(model) < _OPSET or (model.ir_version or 0) < _IR_VERSION:  # (3)
             return PassResult()
         types = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-        return PassResult(store_weights(self, self, model, context, _encode, dtypes=types))
+        made = store_weights(
+            self,
+            model,
+            context,
+            _encode,
+            max_error=self.max_error,
+            min_bytes=self.min_bytes,
+            dtypes=types,
+        )
+        return PassResult(made)
 
 
 def _encode(weight: Weight, array: Array) -> Stored | str:

@@ -76,7 +76,16 @@ class StoreWeightsInt8(Pass):
         if default_opset(model) < _OPSET:  # (3)
             return PassResult()
         types = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-        return PassResult(store_weights(self, self, model, context, _encode, dtypes=types))
+        made = store_weights(
+            self,
+            model,
+            context,
+            _encode,
+            max_error=self.max_error,
+            min_bytes=self.min_bytes,
+            dtypes=types,
+        )
+        return PassResult(made)
 
 
 def _encode(weight: Weight, array: Array) -> Stored | str:

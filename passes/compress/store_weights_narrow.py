@@ -59,7 +59,6 @@ class StoreWeightsNarrow(Pass):
     name: ClassVar[str] = "store-weights-narrow"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
-    max_error: ClassVar[float] = 0.0
     min_bytes: int = MIN_BYTES
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
@@ -74,7 +73,15 @@ class StoreWeightsNarrow(Pass):
                 "no narrow form gives it back exactly",
             )
 
-        return PassResult(store_weights(self, self, model, context, encode))
+        made = store_weights(
+            self,
+            model,
+            context,
+            encode,
+            max_error=0.0,
+            min_bytes=self.min_bytes,
+        )
+        return PassResult(made)
 
 
 def _forms(array: Array, *, narrow: bool, bfloat: bool) -> Iterator[Stored]:

@@ -75,7 +75,16 @@ class StoreWeightsPalette(Pass):
         if narrow and (model.ir_version or 0) < _IR_NARROW:
             return PassResult()
         types = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-        return PassResult(store_weights(self, self, model, context, self._encode, dtypes=types))
+        made = store_weights(
+            self,
+            model,
+            context,
+            self._encode,
+            max_error=self.max_error,
+            min_bytes=self.min_bytes,
+            dtypes=types,
+        )
+        return PassResult(made)
 
     def _encode(self, weight: Weight, array: Array) -> Stored | str:
         codes, table = exact_palette(array, self.levels) or fitted_palette(array, self.levels)

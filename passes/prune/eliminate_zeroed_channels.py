@@ -82,7 +82,7 @@ from onnxslim.rewrite.channels.duplicates import find_duplicates, merge_duplicat
 from onnxslim.rewrite.channels.emit import emit
 from onnxslim.rewrite.channels.explain import candidates, explain
 from onnxslim.rewrite.channels.need import Need
-from onnxslim.rewrite.channels.quantized import integer_operators
+from onnxslim.rewrite.channels.operators.quantized import integer_operators
 from onnxslim.rewrite.channels.rules import MINIMUM_OPSET, walk
 from onnxslim.rewrite.channels.virtual import concentrate, virtual_channels
 

@@ -43,7 +43,7 @@ from onnxslim.ir.edit import add_initializer, remove, replace_node
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
-from onnxslim.rewrite.channels.regroup import Dim, blocks
+from onnxslim.rewrite.channels.operators.regroup import Dim, blocks
 from onnxslim.rewrite.shape_contents import Element, ShapeContents
 
 

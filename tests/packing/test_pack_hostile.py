@@ -74,9 +74,9 @@ def mixed_pack() -> tuple[bytes, bytes]:
         raw_tensor("runs", 6, [36_000], runs.tobytes()),
         raw_tensor("bytes", 3, [140_000], rng.normal(0, 9, 140_000).astype("i1").tobytes()),
         raw_tensor("random", 2, [140_000], rng.bytes(140_000)),
-        raw_tensor("matrix", 1, [60, 50], normal(3000, seed=1)),
-        raw_tensor("rows", 1, [20, 50], normal(3000, seed=1)[4000:8000]),
-        raw_tensor("turned", 1, [50, 60], transposed(normal(3000, seed=1), 60)),
+        raw_tensor("matrix", 1, [30, 100], normal(3000, seed=1)),
+        raw_tensor("rows", 1, [10, 100], normal(3000, seed=1)[4000:8000]),
+        raw_tensor("turned", 1, [100, 30], transposed(normal(3000, seed=1), 30)),
     ]
     data = model_of(tensors).SerializeToString()
     packed = io.BytesIO()

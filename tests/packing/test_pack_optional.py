@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pack_models import model_of, normal, raw_tensor, written
+from pack_models import model_of, raw_tensor, written
 
 from onnxslim.errors import PackError
 from onnxslim.packing import encode, list_tensors, pack, unpack
@@ -16,14 +16,14 @@ from onnxslim.packing.decode import BROTLI, PCO, decode
 
 
 def model_for_max(folder: Path) -> Path:
-    """Sparse floats, which pcodec packs best, and bytes in phrases, which brotli does."""
+    """Wide integers, which pcodec packs best, and rows of other scales, which brotli does."""
     rng = np.random.default_rng(0)
-    sparse = np.frombuffer(normal(150_000), "<f4") * (rng.random(150_000) < 0.7)
-    phrases = [rng.integers(0, 40, 50, dtype=np.uint8) for _ in range(60)]
-    text = np.concatenate([phrases[index] for index in rng.integers(0, 60, 24_000)])
+    numbers = rng.normal(0, 1000, 20_000).astype("<i4")
+    scales = rng.permutation(np.geomspace(2, 60, 64))
+    rows = np.clip(rng.normal(0, 1, (64, 2100)) * scales[:, None], -127, 127).astype("i1")
     tensors = [
-        raw_tensor("sparse", 1, [150_000], sparse.astype("<f4").tobytes()),
-        raw_tensor("phrases", 2, [text.size], text.tobytes()),
+        raw_tensor("numbers", 6, [20_000], numbers.tobytes()),
+        raw_tensor("rows", 3, [64, 2100], rows.tobytes()),
     ]
     return written(model_of(tensors), folder / "m.onnx")
 
@@ -44,7 +44,7 @@ def test_max_uses_pcodec_and_brotli(tmp_path: Path) -> None:
     report = pack(model, tmp_path / "p.onnxz", profile="max")
     assert report.packed_bytes < pack(model, tmp_path / "d.onnxz").packed_bytes
     codecs = {item.name: item.codec for item in list_tensors(tmp_path / "p.onnxz")}
-    assert codecs == {"sparse": "pcodec", "phrases": "brotli"}
+    assert codecs == {"numbers": "pcodec", "rows": "brotli"}
     unpack(tmp_path / "p.onnxz", tmp_path / "r.onnx")
     assert (tmp_path / "r.onnx").read_bytes() == model.read_bytes()
 

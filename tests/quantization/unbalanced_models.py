@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim.io import load
-from onnxslim.presets import simplify
 from onnxslim.pipeline import Context
+from onnxslim.presets import simplify
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 

@@ -17,10 +17,10 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.schema import is_op
-from onnxslim.rewrite.channels import elementwise
 from onnxslim.rewrite.channels.atoms import Array, Channelled, Contraction, Ids
 from onnxslim.rewrite.channels.emit import store
-from onnxslim.rewrite.channels.quantized import is_stored
+from onnxslim.rewrite.channels.operators import elementwise
+from onnxslim.rewrite.channels.operators.quantized import is_stored
 from onnxslim.rewrite.channels.weight import Weight
 
 # Operators that do the same to every channel but for constants that the walk has recorded.

@@ -9,7 +9,7 @@ import numpy as np
 from onnxslim.pipeline import Explanation, Kept
 from onnxslim.rewrite.channels.atoms import Channelled, Channels, Ids
 from onnxslim.rewrite.channels.need import Mask, Need
-from onnxslim.rewrite.channels.quantized import is_stored
+from onnxslim.rewrite.channels.operators.quantized import is_stored
 
 
 def explain(state: Channelled, need: Need) -> Iterator[Explanation]:

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import is_constant
 from onnxslim.ir.schema import ONNX_DOMAINS
-from onnxslim.rewrite.channels import (
+from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Evaluate, Ids, label
+from onnxslim.rewrite.channels.operators import (
     along_axes,
     attention,
     depth_space,
@@ -23,8 +24,7 @@ from onnxslim.rewrite.channels import (
     sources,
     split_norm,
 )
-from onnxslim.rewrite.channels import reshape as reshaping
-from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Evaluate, Ids, label
+from onnxslim.rewrite.channels.operators import reshape as reshaping
 
 # Before opset 7 broadcasting was spelled out in attributes.
 MINIMUM_OPSET = 7

@@ -20,7 +20,7 @@ from onnxslim.ir.shapes import rank
 from onnxslim.rewrite.channels.atoms import Array, Channelled, Channels, Contraction, Edits, Ids
 from onnxslim.rewrite.channels.emit import new_constant, store
 from onnxslim.rewrite.channels.need import Need
-from onnxslim.rewrite.channels.norm_compensation import only_reader
+from onnxslim.rewrite.channels.operators.norm_compensation import only_reader
 
 # The weights that one channel gets for the others are at most this much larger.
 _RATIO = 4.0

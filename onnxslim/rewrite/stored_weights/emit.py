@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -91,39 +91,40 @@ class Stored:
         return sum(int(ir.tensor(each).nbytes) for each in (self.codes, *operands))
 
 
-class Limited(Protocol):
-    """The options of a pass that stores weights."""
-
-    max_error: float
-    min_bytes: int
-
-
 Encode = Callable[[Weight, Array], Stored | str]
 """Codes one weight, or says why it cannot."""
 
 
 def store_weights(
     owner: Pass,
-    limits: Limited,
     model: ir.Model,
     context: Context,
     encode: Encode,
     *,
+    max_error: float,
+    min_bytes: int,
     dtypes: tuple[ir.DataType, ...] = (ir.DataType.FLOAT,),
 ) -> int:
-    """Stores every weight that ``encode`` can code within the limits.
+    """Stores every weight that ``encode`` can code well enough. They are read one at a time.
 
-    Weights are read one at a time.
+    Args:
+        owner: the pass.
+        model: edited in place.
+        context: of the run.
+        encode: codes a weight, given as float32.
+        max_error: a weight whose relative error is larger stays as it is.
+        min_bytes: smaller weights stay as they are.
+        dtypes: element types of weights to store.
 
     Returns:
         The number of weights that were stored anew.
     """
-    weights = find_weights(owner, model, context, dtypes=dtypes, min_bytes=limits.min_bytes)
+    weights = find_weights(owner, model, context, dtypes=dtypes, min_bytes=min_bytes)
     changes = 0
     for weight in weights:
         stored = _coded(weight, encode)
         if not isinstance(stored, str):
-            stored = _within(stored, weight, limits.max_error)
+            stored = _within(stored, weight, max_error)
         if isinstance(stored, str):
             context.refuse(owner, weight.name, stored)
             continue
@@ -144,7 +145,9 @@ def _coded(weight: Weight, encode: Encode) -> Stored | str:
     dtype = weight.tensor.dtype
     if isinstance(stored, str) or stored.steps[-1].dtype == dtype:
         return stored
-    return replace(stored, steps=(*stored.steps, Step("Cast", dtype, attributes={"to": int(dtype)})))
+    return replace(
+        stored, steps=(*stored.steps, Step("Cast", dtype, attributes={"to": int(dtype)}))
+    )
 
 
 def _within(stored: Stored, weight: Weight, max_error: float) -> Stored | str:
@@ -164,7 +167,7 @@ def replace_weight(model: ir.Model, context: Context, weight: Weight, stored: St
         del weight.graph.initializers[name]
     value.name = f"{name}__replaced"
     chain = _Chain(model, context, weight.graph, producer or weight.graph[0], name)
-    new = chain.build(stored, value)
+    new = chain.build(stored, value, tuple(tensor.shape.numpy()))
     ir.convenience.replace_all_uses_with(value, new)
     new.name = name
     new.meta[META_KEY] = Record(
@@ -190,7 +193,8 @@ class _Chain:
         self._graph, self._anchor, self._base = graph, anchor, base
         self.made: list[str] = []
 
-    def build(self, stored: Stored, old: ir.Value) -> ir.Value:
+    def build(self, stored: Stored, old: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """The nodes; the output of the last one, of the old value's shape."""
         current = self.constant(stored.codes, stored.form.split()[0])
         for step in stored.steps:
             inputs = [current]
@@ -198,8 +202,7 @@ class _Chain:
                 operand = self._widened(step.operand, step)
                 inputs = [operand, current] if step.operand_first else [current, operand]
             current = self.node(step.op_type, inputs, step.dtype, step.attributes)
-        current.shape = old.shape
-        current.type = ir.TensorType(stored.steps[-1].dtype)
+        current.shape = old.shape if old.shape is not None else ir.Shape(shape)
         return current
 
     def _widened(self, operand: Array, step: Step) -> ir.Value:

@@ -19,8 +19,8 @@ Array = npt.NDArray[Any]
 
 MIN_BYTES = 1024
 
-# Layouts only: the weight behind them stays a weight.
-_PASSED = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
+# These only move elements: the weight behind them stays a weight.
+_LAYOUTS = ("Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 # These need some inputs as initializers, so nothing that they read becomes a computed value.
 _LITERAL = frozenset(
     (
@@ -124,13 +124,16 @@ def _uses(value: ir.Value, depth: int) -> Iterator[tuple[ir.Node, int]]:
     """Who reads the value, directly or through another layout of it."""
     for node, index in value.uses():
         yield node, index
-        if is_op(node, *_PASSED) and index == 0 and depth < _MAX_DEPTH:
-            yield from _uses(node.outputs[0], depth + 1)
+        moved = is_op(node, "Concat") or (is_op(node, *_LAYOUTS) and index == 0)
+        if moved and depth < _MAX_DEPTH:
+            for output in node.outputs:
+                yield from _uses(output, depth + 1)
 
 
 def _kept(value: ir.Value, node: ir.Node, index: int) -> tuple[tuple[int, ...]] | None:
     """The axes of output channels in a tuple, or None where the node has no weight there."""
-    rank = len(value.shape or ())
+    tensor = constant_tensor(value)
+    rank = 0 if tensor is None else len(tensor.shape)
     if node.domain not in ONNX_DOMAINS or not _is_weight_input(node, index):
         return None
     direct = node.inputs[index] is value
@@ -159,9 +162,14 @@ def _is_weight_input(node: ir.Node, index: int) -> bool:
 
 
 def _computed_from_constants(value: ir.Value | None) -> bool:
-    while value is not None and is_op(value.producer(), "Cast", *_PASSED):
+    while value is not None and is_op(value.producer(), "Cast", *_LAYOUTS):
         value = value.producer().inputs[0]  # type: ignore[union-attr]
     return constant_tensor(value) is not None
+
+
+def needs_initializer(value: ir.Value) -> bool:
+    """True when some reader takes it as an initializer only."""
+    return any(node.op_type in _LITERAL for node, _ in _uses(value, 0))
 
 
 def is_finite(array: Array) -> bool:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.schema import is_op
 from onnxslim.rewrite.channels.atoms import Channelled, Edits, Ids
-from onnxslim.rewrite.channels.quantized import Stored
+from onnxslim.rewrite.channels.operators.quantized import Stored
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from onnxslim.rewrite.channels.atoms import (
     constant_shape,
     label,
 )
-from onnxslim.rewrite.channels.reshape import tracked_input
+from onnxslim.rewrite.channels.operators.reshape import tracked_input
 from onnxslim.rewrite.channels.weight import Quantization, Weight
 
 # How near to a step of QuantizeLinear a constant may lie, in steps and relative to itself.

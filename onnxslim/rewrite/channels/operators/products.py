@@ -16,7 +16,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import is_constant
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels import linear
 from onnxslim.rewrite.channels.atoms import (
     Barrier,
     Channelled,
@@ -34,7 +33,8 @@ from onnxslim.rewrite.channels.joint import (
     track_joint,
     unite_joints,
 )
-from onnxslim.rewrite.channels.transposed import turned_weight
+from onnxslim.rewrite.channels.operators import linear
+from onnxslim.rewrite.channels.operators.transposed import turned_weight
 
 
 def matmul(state: Channelled, node: ir.Node) -> None:

@@ -27,7 +27,7 @@ from onnxslim.rewrite.channels.atoms import (
     Edits,
     Ids,
 )
-from onnxslim.rewrite.channels.linear import tensor_of
+from onnxslim.rewrite.channels.operators.linear import tensor_of
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

@@ -25,8 +25,13 @@ from onnxslim.rewrite.channels.joint import (
     reduced,
     track_joint,
 )
-from onnxslim.rewrite.channels.regroup import regroup
-from onnxslim.rewrite.channels.target import shape_literals, source_dims, spelled, target_dims
+from onnxslim.rewrite.channels.operators.regroup import regroup
+from onnxslim.rewrite.channels.operators.target import (
+    shape_literals,
+    source_dims,
+    spelled,
+    target_dims,
+)
 
 
 def flatten(state: Channelled, node: ir.Node) -> None:

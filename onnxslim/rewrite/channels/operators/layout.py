@@ -20,9 +20,9 @@ from onnxslim.rewrite.channels.atoms import (
     Known,
     constant_shape,
 )
-from onnxslim.rewrite.channels.elementwise import reduced_axes
-from onnxslim.rewrite.channels.reshape import numbers_of, tracked_input
-from onnxslim.rewrite.channels.target import spelled_count
+from onnxslim.rewrite.channels.operators.elementwise import reduced_axes
+from onnxslim.rewrite.channels.operators.reshape import numbers_of, tracked_input
+from onnxslim.rewrite.channels.operators.target import spelled_count
 
 
 def transpose(state: Channelled, node: ir.Node) -> None:

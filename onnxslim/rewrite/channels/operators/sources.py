@@ -13,7 +13,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import array, is_constant, scalar
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels import layout
 from onnxslim.rewrite.channels.atoms import (
     Barrier,
     Channelled,
@@ -24,8 +23,9 @@ from onnxslim.rewrite.channels.atoms import (
     uniform,
 )
 from onnxslim.rewrite.channels.joint import joint_of, length_along, track_joint
-from onnxslim.rewrite.channels.linear import tensor_of
-from onnxslim.rewrite.channels.target import spelled, spelled_count
+from onnxslim.rewrite.channels.operators import layout
+from onnxslim.rewrite.channels.operators.linear import tensor_of
+from onnxslim.rewrite.channels.operators.target import spelled, spelled_count
 from onnxslim.rewrite.channels.weight import Weight
 
 _RECURRENT = ("GRU", "LSTM", "RNN")

@@ -19,7 +19,7 @@ from onnxslim.rewrite.channels.atoms import (
     label,
 )
 from onnxslim.rewrite.channels.emit import store
-from onnxslim.rewrite.channels.linear import (
+from onnxslim.rewrite.channels.operators.linear import (
     add_contraction,
     bias_known,
     fold_into_input,
@@ -30,7 +30,7 @@ from onnxslim.rewrite.channels.linear import (
     record_bias,
     sum_known,
 )
-from onnxslim.rewrite.channels.quantized import Stored, stored_weight
+from onnxslim.rewrite.channels.operators.quantized import Stored, stored_weight
 from onnxslim.rewrite.channels.weight import Mask, Quantization, Weight
 
 

@@ -15,9 +15,14 @@ import onnx_ir as ir
 from onnxslim.ir.constants import scalar
 from onnxslim.ir.shapes import rank
 from onnxslim.rewrite.channels.atoms import Channelled, Channels, Edits
-from onnxslim.rewrite.channels.mixing import mix_but_zeros
-from onnxslim.rewrite.channels.norm_compensation import Writer, multiplied, only_reader, share_of
-from onnxslim.rewrite.channels.sign import is_square
+from onnxslim.rewrite.channels.operators.mixing import mix_but_zeros
+from onnxslim.rewrite.channels.operators.norm_compensation import (
+    Writer,
+    multiplied,
+    only_reader,
+    share_of,
+)
+from onnxslim.rewrite.channels.operators.sign import is_square
 
 Axes = Callable[[ir.Node, int], list[int] | None]
 

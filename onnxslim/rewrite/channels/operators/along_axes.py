@@ -10,16 +10,16 @@ from onnxslim.ir.constants import int_list
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import rank
 from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Channels, node_label
-from onnxslim.rewrite.channels.elementwise import (
+from onnxslim.rewrite.channels.operators.elementwise import (
     KEEPING_REDUCTIONS,
     SUMS,
     reduced_axes,
     tracked_on,
     zeros_only,
 )
-from onnxslim.rewrite.channels.norm_compensation import reduced_mean_fix
-from onnxslim.rewrite.channels.primitive_norm import primitive_layer_norm
-from onnxslim.rewrite.channels.sign import is_square
+from onnxslim.rewrite.channels.operators.norm_compensation import reduced_mean_fix
+from onnxslim.rewrite.channels.operators.primitive_norm import primitive_layer_norm
+from onnxslim.rewrite.channels.operators.sign import is_square
 
 
 def reduction(state: Channelled, node: ir.Node) -> None:

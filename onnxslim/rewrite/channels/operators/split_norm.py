@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels import reshape as reshaping
-from onnxslim.rewrite.channels import shuffle as shuffling
-from onnxslim.rewrite.channels import target as targets
 from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Channels, Edits, constant_shape
-from onnxslim.rewrite.channels.mixing import mix
+from onnxslim.rewrite.channels.operators import reshape as reshaping
+from onnxslim.rewrite.channels.operators import shuffle as shuffling
+from onnxslim.rewrite.channels.operators import target as targets
+from onnxslim.rewrite.channels.operators.mixing import mix
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from onnxslim.rewrite.channels.atoms import (
     label,
     node_label,
 )
-from onnxslim.rewrite.channels.sign import is_positive
+from onnxslim.rewrite.channels.operators.sign import is_positive
 
 # Smooth enough that a constant known up to rounding stays known up to rounding.
 CONTINUOUS = (

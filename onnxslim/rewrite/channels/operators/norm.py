@@ -17,11 +17,11 @@ from onnxslim.rewrite.channels.atoms import (
     constant_shape,
     label,
 )
-from onnxslim.rewrite.channels.linear import optional_input
-from onnxslim.rewrite.channels.mixing import mix, mix_but_zeros
-from onnxslim.rewrite.channels.norm_compensation import layer_norm_fix, rms_norm_fix
-from onnxslim.rewrite.channels.quantized import vector_shape
-from onnxslim.rewrite.channels.reshape import tracked_input
+from onnxslim.rewrite.channels.operators.linear import optional_input
+from onnxslim.rewrite.channels.operators.mixing import mix, mix_but_zeros
+from onnxslim.rewrite.channels.operators.norm_compensation import layer_norm_fix, rms_norm_fix
+from onnxslim.rewrite.channels.operators.quantized import vector_shape
+from onnxslim.rewrite.channels.operators.reshape import tracked_input
 
 _ALL = "takes its statistics over all channels, some of which are needed"
 

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import dim, rank
 from onnxslim.rewrite.channels.atoms import Barrier, Channelled, Channels, Edits, Ids
-from onnxslim.rewrite.channels.reshape import plain_reshape, unmatched
-from onnxslim.rewrite.channels.target import target_dims
+from onnxslim.rewrite.channels.operators.reshape import plain_reshape, unmatched
+from onnxslim.rewrite.channels.operators.target import target_dims
 
 
 @dataclass(frozen=True)

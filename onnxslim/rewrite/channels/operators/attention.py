@@ -10,7 +10,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import int_list, scalar
 from onnxslim.ir.determinism import is_deterministic
 from onnxslim.ir.shapes import dim, rank
-from onnxslim.rewrite.channels import elementwise
 from onnxslim.rewrite.channels.atoms import (
     Barrier,
     Channelled,
@@ -27,7 +26,8 @@ from onnxslim.rewrite.channels.joint import (
     length_along,
     track_joint,
 )
-from onnxslim.rewrite.channels.target import spelled
+from onnxslim.rewrite.channels.operators import elementwise
+from onnxslim.rewrite.channels.operators.target import spelled
 
 
 def transpose(state: Channelled, node: ir.Node, joint: Joint) -> bool:

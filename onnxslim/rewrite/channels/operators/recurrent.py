@@ -30,7 +30,7 @@ from onnxslim.rewrite.channels.atoms import (
 )
 from onnxslim.rewrite.channels.emit import store
 from onnxslim.rewrite.channels.joint import joint_of, track_joint
-from onnxslim.rewrite.channels.linear import optional_input, tensor_of
+from onnxslim.rewrite.channels.operators.linear import optional_input, tensor_of
 from onnxslim.rewrite.channels.weight import Mask, Weight
 
 

@@ -23,13 +23,13 @@ from onnxslim.rewrite.channels.atoms import (
     label,
     uniform,
 )
-from onnxslim.rewrite.channels.quantized import (
+from onnxslim.rewrite.channels.operators.quantized import (
     Stored,
     is_quantized_sum,
     quantized_constant,
     stored_weight,
 )
-from onnxslim.rewrite.channels.transposed import turned_weight
+from onnxslim.rewrite.channels.operators.transposed import turned_weight
 from onnxslim.rewrite.channels.weight import Weight
 
 
