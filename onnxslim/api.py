@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,12 +23,15 @@ from onnxslim.report.data import Report, Step, merged, summarize
 from onnxslim.validated_run import Check, Progress, Run, ValidatedRun, no_progress
 
 if TYPE_CHECKING:
+    from onnxslim.calibration.streams import FeedStream
     from onnxslim.compression import Compression
     from onnxslim.pruning.data import PruningData
     from onnxslim.pruning.request import Pruning
     from onnxslim.validation import ValidationResult
 
 PACKED_SUFFIX = ".onnxz"
+
+_CALIBRATION_BATCH = 32  # samples that are run at a time
 
 # Larger models are not packed just to know the size.
 _PACK_LIMIT = 1_000_000_000
@@ -263,7 +266,7 @@ def compress(
         labels: npz with inputs by name and ``labels``, to measure accuracy.
         max_drop: points that may be lost.
         share_transposed: store a matrix that is another's transpose as a Transpose of that.
-        options: other options of `optimize`. The preset is ``simplify``.
+        options: other options of `optimize`.
 
     Raises:
         UsageError: a form, limit or combination that does not exist.
@@ -275,7 +278,7 @@ def compress(
     compression = Compression(
         weights, max_error, runtime, calibration, labels, max_drop, share_transposed
     )
-    return optimize(source, target, compression=compression, **{"preset": "simplify", **options})
+    return optimize(source, target, compression=compression, **options)
 
 
 def validate(
@@ -546,7 +549,7 @@ def _quantize_step(
     from onnxslim.validation.accuracy import compare_accuracy
 
     feeds = _calibration_feeds(model, quantization.calibration)
-    progress("quantizing", 0, len(feeds))
+    progress("quantizing", 0, feeds.count or 1)
     quantized, details = quantize_model(
         model,
         feeds,
@@ -563,18 +566,20 @@ def _quantize_step(
     return quantized
 
 
-def _calibration_feeds(model: ir.Model, calibration: Any) -> list[Any]:
-    from onnxslim.calibration import readers
+def _calibration_feeds(model: ir.Model, calibration: Any) -> FeedStream:
+    """Feeds that can be read again and again; one in memory at a time where the source allows."""
+    from onnxslim.calibration.streams import describe_inputs, open_feeds
+    from onnxslim.runtime.specs import input_specs
 
-    specs = readers.input_specs(model)
+    specs = input_specs(model)
     if calibration is None:
         raise DataError(
             "static int8 needs calibration data: give --calibration FILE.npz with "
-            f"{readers.describe_inputs(specs)}"
+            f"{describe_inputs(specs)}"
         )
-    if isinstance(calibration, str | os.PathLike):
-        return list(readers.read_feeds(calibration, specs))
-    return list(calibration)
+    if isinstance(calibration, Iterator):  # it can be read only once
+        calibration = list(calibration)
+    return open_feeds(calibration, specs, batch_size=_CALIBRATION_BATCH)
 
 
 def _read_feeds(model: ir.Model, feeds: Any) -> list[Any] | None:

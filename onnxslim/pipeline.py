@@ -9,10 +9,11 @@ passes, never code inside them.
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,6 +21,8 @@ import onnx_ir as ir
 
 from onnxslim.errors import OnnxSlimError, PassError
 from onnxslim.ir.edit import Names
+from onnxslim.ir.schema import ONNX_DOMAINS
+from onnxslim.ir.traversal import nodes
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +94,15 @@ class Explanation:
 
 @dataclass
 class PassResult:
-    """Outcome of one run of one pass. ``changes`` 0 means that the graph is untouched."""
+    """Outcome of one run of one pass.
+
+    Attributes:
+        changes: rewrites made; 0 means that the graph is untouched.
+        facts: values of which more is known than before, the graph being the same.
+    """
 
     changes: int = 0
+    facts: int = 0
 
     @property
     def modified(self) -> bool:
@@ -140,6 +149,11 @@ class Context:
         self._limit = limit
         self._model = model
         self._names: Names | None = None
+        self._clock = 0
+        self._depth = 0
+        self._settled: dict[Hashable, int] = {}
+        self._index: dict[str, list[Placed]] | None = None
+        self._indexed_at = (-1, -1)
 
     def allow(self, owner: Pass, site: str, detail: str = "") -> bool:
         """Asks leave for one rewrite and, when it is given, writes it into the journal.
@@ -179,6 +193,77 @@ class Context:
             self._names = Names(self._model)
         return self._names.fresh(base)
 
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Within it only passes edit the model, so what is known of it holds until the next edit.
+
+        A pass that found nothing to do is then not run again before something has changed.
+        """
+        if self._depth == 0:
+            self._clock += 1
+            self._settled.clear()
+            self._index = None
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def is_settled(self, owner: Pass) -> bool:
+        """True when the last run of an equal pass found nothing, and nothing changed since."""
+        return self._depth > 0 and self._settled.get(_identity(owner)) == self._clock
+
+    def settle(self, owner: Pass, result: PassResult, journal_before: int) -> None:
+        """Notes the outcome of a run for `is_settled`."""
+        if result.changes or result.facts or len(self.journal) != journal_before:
+            self._clock += 1
+            self._index = None
+        else:
+            self._settled[_identity(owner)] = self._clock
+
+    def holds(self, model: ir.Model, op_types: Collection[str]) -> bool:
+        """True when the model has a node of one of these standard operators, anywhere."""
+        index = self._current_index(model)
+        return any(op_type in index for op_type in op_types)
+
+    def nodes_of(self, model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
+        """The nodes of these standard operators, as `ir.traversal.nodes` orders them.
+
+        The list is made before the first is yielded; nodes that are removed or moved to another
+        graph meanwhile are skipped.
+        """
+        index = self._current_index(model)
+        found = [each for op_type in op_types for each in index.get(op_type, ())]
+        if len(op_types) > 1:
+            found.sort(key=lambda each: each[0])
+        for _, node, graph in found:
+            if node.graph is graph:
+                yield node
+
+    def _current_index(self, model: ir.Model) -> dict[str, list[Placed]]:
+        now = (self._clock, len(self.journal))
+        if self._index is not None and self._depth and self._indexed_at == now:
+            return self._index
+        index: dict[str, list[Placed]] = {}
+        for position, node in enumerate(nodes(model)):
+            if node.domain in ONNX_DOMAINS:
+                index.setdefault(node.op_type, []).append((position, node, node.graph))
+        self._index, self._indexed_at = index, now
+        return index
+
+
+Placed = tuple[int, ir.Node, object]
+"""A node with its position in the walk over the model and the graph it stands in."""
+
+
+def _identity(owner: Pass) -> Hashable:
+    """Equal for passes of one class with equal options, where these can be compared."""
+    try:
+        hash(owner)
+    except TypeError:
+        return id(owner)
+    return owner
+
 
 Instrument = Callable[["Pass", ir.Model, PassResult], None]
 """Called after every leaf pass that changed something, e.g. to verify the graph."""
@@ -194,11 +279,14 @@ class Pass(abc.ABC):
         name: the name in kebab case, as the command line and the report know it.
         exactness: what the pass promises about outputs.
         idempotent: a second run changes nothing; tests check it.
+        roots: the standard operators at which its rewrites start; it is not run on a model that
+            has none of them. Empty: it always runs.
     """
 
     name: ClassVar[str]
     exactness: ClassVar[Exactness]
     idempotent: ClassVar[bool] = True
+    roots: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod
     def run(self, model: ir.Model, context: Context) -> PassResult:
@@ -208,9 +296,12 @@ class Pass(abc.ABC):
         self, model: ir.Model, context: Context, instruments: Sequence[Instrument] = ()
     ) -> PassResult:
         """Runs the pass with timing, error wrapping and instruments."""
-        if not context.enabled(self):
+        if not context.enabled(self) or context.is_settled(self):
+            return PassResult()
+        if self.roots and not context.holds(model, self.roots):
             return PassResult()
         started = time.perf_counter()
+        journal_before = len(context.journal)
         try:
             result = self.run(model, context)
         except OnnxSlimError:
@@ -221,6 +312,7 @@ class Pass(abc.ABC):
                 f"leave it out with --skip-pass {self.name}",
                 pass_name=self.name,
             ) from error
+        context.settle(self, result, journal_before)
         spent = (time.perf_counter() - started) * 1000
         context.timings.append(PassTiming(self.name, result.changes, spent, self.exactness))
         logger.info("%s: %d changes, %.1f ms", self.name, result.changes, spent)
@@ -245,8 +337,9 @@ class Pipeline(Pass):
         self, model: ir.Model, context: Context, instruments: Sequence[Instrument] = ()
     ) -> PassResult:
         total = PassResult()
-        for inner in self.passes:
-            total.changes += inner(model, context, instruments).changes
+        with context.steady():
+            for inner in self.passes:
+                total.changes += inner(model, context, instruments).changes
         return total
 
 
@@ -254,6 +347,7 @@ class Pipeline(Pass):
 class Fixpoint(Pass):
     """Repeats passes until none of them changes anything, at most ``max_iterations`` times.
 
+    A pass that found nothing is run again only after something has changed.
     Reaching the limit is a warning in the report, not an error and not silence.
     """
 
@@ -269,11 +363,12 @@ class Fixpoint(Pass):
         self, model: ir.Model, context: Context, instruments: Sequence[Instrument] = ()
     ) -> PassResult:
         total = PassResult()
-        for _ in range(self.max_iterations):
-            changes = sum(inner(model, context, instruments).changes for inner in self.passes)
-            total.changes += changes
-            if changes == 0:
-                return total
+        with context.steady():
+            for _ in range(self.max_iterations):
+                changes = sum(inner(model, context, instruments).changes for inner in self.passes)
+                total.changes += changes
+                if changes == 0:
+                    return total
         names = ", ".join(inner.name for inner in self.passes)
         context.warnings.append(
             f"no fixpoint after {self.max_iterations} rounds of {names}; the rest is left as it is"

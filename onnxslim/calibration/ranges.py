@@ -269,53 +269,46 @@ def entropy(found: TensorStatistics, levels: int = _LEVELS) -> Range:
     if not used.size:
         return found.low, found.high
     left, right = max(HALF_BINS - int(used[0]), 0), max(int(used[-1]) - HALF_BINS, 0)
-    best, least = (found.low, found.high), np.inf
     reach = max(left, right)
     start = min(levels // 2, reach)
-    divergence = _Divergence(counts, levels)
-    for out in range(reach, start - 1, -max(reach // 128, 1)):
-        first, last = HALF_BINS - min(left, out), HALF_BINS + min(right, out)
-        now = divergence.of(first, last)
-        if now < least:
-            least = now
-            best = (_edges(first, found)[0], _edges(last, found)[1])
-    return max(best[0], found.low), min(best[1], found.high)
+    out = np.arange(reach, start - 1, -max(reach // 128, 1))
+    firsts, lasts = HALF_BINS - np.minimum(left, out), HALF_BINS + np.minimum(right, out)
+    divergences = _divergences(counts, firsts, lasts, levels)
+    best = int(np.argmin(divergences))
+    if not np.isfinite(divergences[best]):
+        return found.low, found.high
+    low, high = _edges(int(firsts[best]), found)[0], _edges(int(lasts[best]), found)[1]
+    return max(low, found.low), min(high, found.high)
 
 
-class _Divergence:
-    """Kullback-Leibler divergence in nats of what a range keeps, with sums over bins at hand."""
+def _divergences(counts: Array, firsts: Array, lasts: Array, levels: int) -> Array:
+    """Kullback-Leibler divergence in nats for every range of bins that is kept.
 
-    def __init__(self, counts: Array, levels: int) -> None:
-        self._counts = counts
-        self._mass, self._occupied = _running(counts), _running(counts > 0)
-        self._self_information = _running(_x_log_x(counts))
-        self._steps = np.arange(levels + 1)
-        self._levels = levels
-
-    def of(self, first: int, last: int) -> float:
-        """The divergence when the bins from ``first`` to ``last`` are kept."""
-        # level g begins at the first bin i with i * levels // length == g
-        length = last - first + 1
-        edges = first - (-self._steps * length // self._levels)
-        mass, occupied = np.diff(self._mass[edges]), np.diff(self._occupied[edges])
-        inside, whole = float(mass.sum()), float(self._mass[-1])
-        if not inside:
-            return float(np.inf)
-        below, above = float(self._mass[first]), whole - float(self._mass[last + 1])
-        held = mass > 0
-        likely = np.zeros(self._levels)
-        likely[held] = np.log(np.maximum(mass[held] / (occupied[held] * inside), _LEAST))
-        crossed = float(mass @ likely)
-        own = float(self._self_information[last + 1] - self._self_information[first])
-        ends = ((first, below + above),) if first == last else ((first, below), (last, above))
-        for bin_, more in ends:
-            here = float(self._counts[bin_])
-            own += float(_x_log_x(np.array(here + more)) - _x_log_x(np.array(here)))
-            crossed += more * (self._log_at(bin_, first, length, likely) if here else _LOG_LEAST)
-        return (own - crossed) / whole - float(np.log(whole))
-
-    def _log_at(self, bin_: int, first: int, length: int, likely: Array) -> float:
-        return float(likely[(bin_ - first) * self._levels // length])
+    Sums over bins are differences of running sums, so a candidate costs as much as it has levels.
+    """
+    running, occupied = _running(counts), _running(counts > 0)
+    information = _running(_x_log_x(counts))
+    lengths = (lasts - firsts + 1)[:, None]
+    # level g begins at the first bin i with i * levels // length == g
+    edges = firsts[:, None] - (-np.arange(levels + 1) * lengths // levels)
+    mass = np.diff(running[edges], axis=1)
+    filled = np.diff(occupied[edges], axis=1)
+    inside, whole = mass.sum(axis=1), running[-1]
+    share = mass / np.maximum(filled, 1) / np.maximum(inside, 1)[:, None]
+    likely = np.log(np.maximum(share, _LEAST))
+    crossed = (mass * likely).sum(axis=1)
+    own = information[lasts + 1] - information[firsts]
+    below, above = running[firsts], whole - running[lasts + 1]
+    one = firsts == lasts  # then both ends are the same bin
+    ends = ((firsts, np.where(one, below + above, below)), (lasts, np.where(one, 0.0, above)))
+    rows = np.arange(len(firsts))
+    for bins, more in ends:
+        here = counts[bins]
+        own += _x_log_x(here + more) - _x_log_x(here)
+        at = likely[rows, (bins - firsts) * levels // lengths[:, 0]]
+        crossed += more * np.where(here > 0, at, _LOG_LEAST)
+    result = (own - crossed) / whole - np.log(whole)
+    return np.where(inside > 0, result, np.inf)
 
 
 def _running(values: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,9 @@ from onnxslim import __version__
 from onnxslim.cli import dropin
 from onnxslim.cli.output import fail
 from onnxslim.cli.plain import read_plain
+from onnxslim.cli.recipe import save_recipe, take_save_flag
 from onnxslim.errors import OnnxSlimError
-from onnxslim.startup import import_graph_library
+from onnxslim.startup import import_graph_library, without_collection
 
 # Where each command lies. Only the one that is called is imported: start-up is part of the job.
 COMMANDS: dict[str, str] = {
@@ -28,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "unpack": "pack_command:unpack",
     "ls": "pack_command:ls",
     "passes": "inspect_command:passes",
+    "run": "run_command:run",
 }
 
 _ROOT_OPTIONS = frozenset({"-h", "--help", "--version"})
@@ -71,7 +73,9 @@ def build(*names: str) -> typer.Typer:
     app.callback()(root)
     for name in names or COMMANDS:
         module, _, function = COMMANDS[name].partition(":")
-        app.command(name)(getattr(import_module(f"onnxslim.cli.{module}"), function))
+        settings = {"ignore_unknown_options": True} if name == "run" else None
+        command = getattr(import_module(f"onnxslim.cli.{module}"), function)
+        app.command(name, context_settings=settings)(command)
     return app
 
 
@@ -88,19 +92,29 @@ def expand(arguments: list[str]) -> list[str]:
     return arguments if arguments[0] in COMMANDS else ["optimize", *arguments]
 
 
-def _call(arguments: list[str]) -> None:
-    """Runs one command; a plain one without the parser."""
+def call(arguments: list[str]) -> None:
+    """Runs one command, a plain one without the parser, and saves the recipe that is asked for."""
+    arguments, recipe = take_save_flag(arguments)
     called = [name for name in arguments[:1] if name in COMMANDS]
-    if called and not {"-h", "--help"} & set(arguments):
-        import_graph_library()
     plain = read_plain(arguments)
-    if plain is None:
-        build(*called)(args=arguments, prog_name="onnxslim")
-        return
-    from onnxslim.cli.optimize_command import optimize
+    if called and not {"-h", "--help"} & set(arguments):
+        with without_collection():
+            import_graph_library()
+            if plain is not None:
+                import_module("onnxslim.compat")
+    try:
+        if plain is None:
+            build(*called)(args=arguments, prog_name="onnxslim")
+        else:
+            from onnxslim.cli.optimize_command import optimize
 
-    optimize(**plain)
-    sys.exit(0)
+            optimize(**plain)
+            sys.exit(0)
+    except SystemExit as stop:
+        if recipe is not None and called and not stop.code:
+            group: Any = typer.main.get_command(build(*called))
+            save_recipe(recipe, group.commands[called[0]], arguments)
+        raise
 
 
 def main() -> None:
@@ -111,7 +125,7 @@ def main() -> None:
         level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s"
     )
     try:
-        _call(arguments)
+        call(arguments)
     except OnnxSlimError as error:
         if debug:
             raise

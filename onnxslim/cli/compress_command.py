@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxslim.cli import options
-from onnxslim.cli.output import console_for, progress_bar, write_json
+from onnxslim.cli.output import console_for, progress_bar, write_html, write_json
 
 
 def compress(
@@ -62,13 +62,14 @@ def compress(
         bool, typer.Option("--external-data", help="Weights in OUT.data beside the model.")
     ] = False,
     json_file: options.Json = None,
+    html: options.Html = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Store the weights in fewer bytes; the file runs as it is, as fast as before.
 
-    First simplifies without loss and validates that, as always. Then the weights of layers become
+    First simplifies and removes zeroed channels, without loss and validated, as always. Then the weights of layers become
     int8 (a quarter), int4 (a seventh), half precision or palettes. Standard operators give them
     back, which onnxruntime computes once when it opens the model; the report counts that, lists the
     error of each weight, and says how the outputs (with --labels: the accuracy) changed.
@@ -103,4 +104,5 @@ def compress(
             progress=progress,
         )
     write_json(json_file, compressed.report.to_dict())
+    write_html(html, compressed.report)
     print_report(compressed.report, console, verbose=verbose)

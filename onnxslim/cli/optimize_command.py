@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxslim.cli import dropin, options
-from onnxslim.cli.output import console_for, progress_bar, write_json
+from onnxslim.cli.output import console_for, progress_bar, write_html, write_json
 from onnxslim.errors import UsageError
 
 
@@ -111,6 +111,7 @@ def optimize(
         bool, typer.Option("--verify-each", help="Verify the graph after every pass.")
     ] = False,
     json_file: options.Json = None,
+    html: options.Html = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -197,6 +198,7 @@ def optimize(
             progress=progress,
         )
     write_json(json_file, optimized.report.to_dict())
+    write_html(html, optimized.report)
     print_report(optimized.report, console, verbose=verbose)
 
 

@@ -12,6 +12,10 @@ Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the report as JSON (- = stdout)."),
 ]
+Html = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write the report as one HTML page."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No tables, no progress bar.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Every pass and every refusal.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Log everything; show tracebacks.")]

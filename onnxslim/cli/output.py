@@ -14,6 +14,7 @@ from onnxslim.errors import ModelSaveError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from onnxslim.report.data import Report
     from onnxslim.validated_run import Progress
 
 
@@ -41,6 +42,18 @@ def write_json(path: str | None, data: dict[str, Any]) -> None:
         return
     try:
         Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ModelSaveError(f"{path}: cannot write the report: {error.strerror}") from error
+
+
+def write_html(path: str | None, report: Report) -> None:
+    """Writes the report as an HTML page."""
+    if path is None:
+        return
+    from onnxslim.report.page import report_page
+
+    try:
+        Path(path).write_text(report_page(report), encoding="utf-8")
     except OSError as error:
         raise ModelSaveError(f"{path}: cannot write the report: {error.strerror}") from error
 

@@ -47,8 +47,9 @@ def pack(
     from onnxslim.report.table import change, size
 
     with progress_bar(quiet) as progress:
-        progress("packing", 0, 1)
-        report = pack_file(_reader(source), _writer(target), profile=profile, base=base)
+        report = pack_file(
+            _reader(source), _writer(target), profile=profile, base=base, progress=progress
+        )
     console = console_for(target, quiet)
     before, after = report.raw_bytes, report.packed_bytes
     console.print(f"{size(before)} -> {size(after)} ({change(before, after)})", highlight=False)
@@ -70,8 +71,7 @@ def unpack(
     from onnxslim.packing import unpack as unpack_file
 
     with progress_bar(quiet) as progress:
-        progress("unpacking", 0, 1)
-        paths = unpack_file(_reader(source), _writer(target), base=base)
+        paths = unpack_file(_reader(source), _writer(target), base=base, progress=progress)
     console = console_for(target, quiet)
     for path in paths:
         console.print(f"wrote {path}", highlight=False)

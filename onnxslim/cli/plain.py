@@ -17,7 +17,7 @@ _SWITCHES = {
     "-q": "quiet",
     "-v": "verbose",
 }
-_VALUES = {"--json": "json_file"}
+_VALUES = {"--html": "html", "--json": "json_file"}
 
 
 def read_plain(arguments: list[str]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxslim.cli import options
-from onnxslim.cli.output import console_for, progress_bar, write_json
+from onnxslim.cli.output import console_for, progress_bar, write_html, write_json
 from onnxslim.errors import UsageError
 
 
@@ -51,14 +51,20 @@ def prune(
     ] = None,
     criterion: Annotated[
         str | None,
-        typer.Option("--criterion", metavar="NAME", help="Which channels go. Default: the best."),
+        typer.Option(
+            "--criterion",
+            metavar="NAME",
+            help="Which channels go: l1, l2, bn, fpgm, wanda, flap, obs or random. Default: "
+            "obs with calibration data, l2 without.",
+        ),
     ] = None,
     repair: Annotated[
         str | None,
         typer.Option(
             "--repair",
             metavar="NAME",
-            help="What makes up for cut channels. Default: what is judged best.",
+            help="What makes up for cut channels: none, bias, affine, least-squares, residual, "
+            "second-sweep or descent. Default: what is judged best.",
         ),
     ] = None,
     exclude: Annotated[
@@ -89,6 +95,7 @@ def prune(
         bool, typer.Option("--external-data", help="Weights in OUT.data beside the model.")
     ] = False,
     json_file: options.Json = None,
+    html: options.Html = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -99,7 +106,8 @@ def prune(
     (folded into the next bias) and channels that nobody reads. Outputs are validated as always.
 
     The other modes change the outputs, and the report says by how much. --structured --amount and
-    --target cut channels, which makes the model smaller and faster. --amount and --pattern zero
+    --target cut channels, which makes the model smaller and faster; --max-drop alone cuts as many
+    as it allows. --amount and --pattern zero
     single weights: the file packs better (OUT.onnxz), its speed stays. With --calibration the
     weights that stay make up for those that went.
 
@@ -107,15 +115,20 @@ def prune(
       onnxslim prune pruned.onnx small.onnx --exact --align 1 --explain
       onnxslim prune model.onnx half.onnx --structured --amount 0.5 --calibration data.npz
       onnxslim prune model.onnx fast.onnx --target macs=0.5 --calibration data.npz --max-drop 0.5
+      onnxslim prune model.onnx small.onnx --max-drop 0.5 --calibration data.npz
       onnxslim prune model.onnx sparse.onnxz --amount 0.8 --calibration data.npz
       onnxslim prune model.onnx nm.onnx --pattern 2:4 --calibration data.npz --labels test.npz
     """
     from onnxslim import api
     from onnxslim.report.table import print_report
 
-    lossy = structured or any(item is not None for item in (amount, pattern, goal))
+    asked = structured or any(item is not None for item in (amount, pattern, goal))
+    # A limit alone asks for as much as it allows.
+    lossy = asked or (max_drop is not None and not exact)
     if not exact and not lossy:
-        raise UsageError("prune needs a mode: give --exact, --amount, --pattern or --target")
+        raise UsageError(
+            "prune needs a mode: give --exact, --amount, --pattern, --target, or --max-drop alone"
+        )
     pruning = None
     if lossy:
         from onnxslim.pruning import request
@@ -157,4 +170,5 @@ def prune(
             progress=progress,
         )
     write_json(json_file, pruned.report.to_dict())
+    write_html(html, pruned.report)
     print_report(pruned.report, console, verbose=verbose)

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxslim import api, io, passes
-from onnxslim.compat import arguments, half, names
+from onnxslim.compat import arguments, names
 from onnxslim.errors import DemandMissedError, UsageError
-from onnxslim.ir import interface
 from onnxslim.report.data import Step
 
 if TYPE_CHECKING:
@@ -165,6 +164,8 @@ def run(source: Any, target: Any, changes: Changes, **options: Any) -> api.Optim
 
 def _edited(source: Any, changes: Changes, options: dict[str, Any]) -> ir.Model:
     """The model with the interface that is asked for; ``feeds`` among the options are set."""
+    from onnxslim.ir import interface
+
     model = api.load_checked(source)
     inputs = arguments.read_values(changes.inputs, "inputs")
     outputs = arguments.read_values(changes.outputs, "outputs")
@@ -173,6 +174,8 @@ def _edited(source: Any, changes: Changes, options: dict[str, Any]) -> ir.Model:
     shapes = arguments.read_shapes(changes.input_shapes)
     if shapes:
         interface.change_input_shapes(model, shapes)
+    if inputs or outputs or shapes:
+        io.forget_declared(model)
     if changes.model_check_inputs:
         options["feeds"] = _feeds(model, changes.model_check_inputs, options.get("seed", 0))
     return model
@@ -202,6 +205,8 @@ def _convert(
     source: Any, result: api.Optimized, dtype: ir.DataType, options: dict[str, Any], strict: bool
 ) -> None:
     """Changes the float type of the result, and says in the report what that costs."""
+    from onnxslim.compat import half
+
     before = api.load_checked(result.model)
     note, warnings = half.convert(
         before,

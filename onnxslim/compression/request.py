@@ -39,7 +39,7 @@ _CHAINS: dict[str, tuple[str, ...]] = {
 }
 # ``auto`` is for those who want no thought: the error that int8 rarely passes.
 _AUTO_ERROR = 0.03
-_NBITS = {"int4": 4, "int8": 8, "auto": 4}
+_NBITS = {"int4": (4, 8), "int8": (8,), "auto": (4, 8)}
 _OPSETS = {"bf16": 13, "int4": 21, "palette16": 21, "auto": 21}
 _LEAST_OPSET = 7
 
@@ -98,10 +98,6 @@ class Compression:
         """The lowest version of the standard operators that the forms need."""
         return _OPSETS.get(self.weights, _LEAST_OPSET)
 
-    @property
-    def is_lossy(self) -> bool:
-        return self.weights != "exact"
-
     def limit(self, form: str) -> float:
         """The largest relative error that a weight may have in a form."""
         if self.max_error is not None:
@@ -111,20 +107,30 @@ class Compression:
     def pipeline(self) -> Pipeline:
         """What is free of loss first, then the forms, from narrow to wide."""
         made = [_make("fill-with-expand", {}), *self._shared()]
-        made.append(_make("store-weights-narrow", {"min_bytes": self.min_bytes}))
+        if self.weights == "exact":
+            made.append(_make("store-weights-narrow", {"min_bytes": self.min_bytes}))
         if self.runtime == "ort":
-            bits = _NBITS[self.weights]
-            error = self.limit("int4" if bits == 4 else "int8")
-            options = {"bits": bits, "max_error": error, "min_bytes": self.min_bytes}
             # before anything else, which would hide matrices from it
-            made.insert(0, _make("use-matmul-nbits", options))
+            made = [*self._products(), *made]
         for form in _CHAINS[self.weights]:
             name, options, _ = _PASSES[form]
             limits = {"max_error": self.limit(form), "min_bytes": self.min_bytes}
             made.append(_make(name, {**options, **limits}))
-        if self.weights != "exact":
-            made = [step for step in made if step.name != "store-weights-narrow"]
         return Pipeline(tuple(made))
+
+    def _products(self) -> list[Pass]:
+        """Products with narrow weights, from narrow to wide."""
+        return [
+            _make(
+                "use-matmul-nbits",
+                {
+                    "bits": bits,
+                    "max_error": self.limit(f"int{bits}"),
+                    "min_bytes": self.min_bytes,
+                },
+            )
+            for bits in _NBITS[self.weights]
+        ]
 
     def _shared(self) -> list[Pass]:
         return [_make("share-transposed-weights", {})] if self.share_transposed else []

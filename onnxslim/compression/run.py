@@ -85,6 +85,9 @@ class Compressed:
             fused = self.loaded.operators.get("com.microsoft.MatMulNBits", 0)
             if fused:
                 parts.append(f"{fused} MatMulNBits")
+        if self.load_milliseconds is not None and self.records:
+            before, after = self.load_milliseconds
+            parts.append(f"opens in {after:.0f} ms ({before:.0f} before)")
         if self.accuracy is not None and self.records:
             parts.append(self.accuracy.summary())
         return "; ".join(parts)
@@ -266,10 +269,10 @@ def _feeds(model: ir.Model, compression: Compression) -> Sequence[Any]:
         if isinstance(given, str | os.PathLike):
             return list(read_feeds(given, input_specs(model)))
         return list(given)
-    return list(_made_up(model))
+    return list(made_up_feeds(model))
 
 
-def _made_up(model: ir.Model) -> Iterable[Any]:
+def made_up_feeds(model: ir.Model) -> Iterable[Any]:
     """A few made-up feeds that the model runs on."""
     try:
         maker = FeedMaker(model, seed=0)

@@ -5,7 +5,12 @@ file, behind one open descriptor, until a pass asks for their values or a save c
 """
 
 from onnxslim.io.atomic import check_target
-from onnxslim.io.extras import OpaqueAttribute, is_opaque_initializer, source_path
+from onnxslim.io.extras import (
+    OpaqueAttribute,
+    forget_declared,
+    is_opaque_initializer,
+    source_path,
+)
 from onnxslim.io.proto import to_proto
 from onnxslim.io.reader import ModelSource, load
 from onnxslim.io.source import SourceTensor
@@ -19,6 +24,7 @@ __all__ = [
     "SavedFiles",
     "SourceTensor",
     "check_target",
+    "forget_declared",
     "is_opaque_initializer",
     "load",
     "runtime_proto",

@@ -7,7 +7,7 @@ model), node or value, so what a pass removes takes its extras along.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -189,3 +189,13 @@ def _is_text(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def forget_declared(model: ir.Model) -> None:
+    """Inputs and outputs are written as the graph has them now, not as the file declared them.
+
+    For callers that change the interface on request; otherwise the declarations of the file stay.
+    """
+    kept = model.graph.meta.get(META_KEY)
+    if isinstance(kept, ModelExtras):
+        model.graph.meta[META_KEY] = replace(kept, declared={})

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxslim.ir.traversal import attributes_of
+
 Array = npt.NDArray[Any]
 
 # Above this many bytes a constant is a weight: passes that only want shapes and scalars leave it
@@ -40,13 +42,16 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    if len(node.attributes) != 1:
+    attributes = attributes_of(node)
+    if len(attributes) != 1:
         return None
-    name, attribute = next(iter(node.attributes.items()))
+    attribute = next(iter(attributes))
+    name = attribute.name
     if attribute.is_ref():
         return None
     if name == "value" and attribute.type == ir.AttributeType.TENSOR:
-        return attribute.as_tensor()
+        tensor: ir.TensorProtocol = attribute.value  # as_tensor checks a protocol, which is slow
+        return tensor
     if name == "value_float":
         return ir.tensor(np.array(attribute.as_float(), dtype=np.float32))
     if name == "value_floats":

@@ -42,7 +42,7 @@ class Listed:
 
     def restore(self, model: ir.Model) -> None:
         """Lists the initializers of a model again where its IR version demands it."""
-        if not self.relist:
+        if not self.relist or model.ir_version >= _FREE_IR_VERSION:  # raised with the opset
             return
         graph = model.graph
         there = {value.name: value for value in graph.inputs} | dict(graph.initializers)

@@ -48,3 +48,24 @@ def schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | None
         return onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:
         return None
+
+
+def fixed_type(value: ir.Value | None) -> ir.DataType | None:
+    """The element type of an output of ``ai.onnx.ml`` for which the schema allows only one.
+
+    onnx infers nothing for these operators.
+    """
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.domain != "ai.onnx.ml":
+        return None
+    known = schema(node.op_type, node.domain, 100_000)
+    place = value.index()
+    if known is None or place is None or place >= len(known.outputs):
+        return None
+    return _TYPES.get(known.outputs[place].type_str)
+
+
+_TYPES = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(int64)": ir.DataType.INT64,
+}

@@ -14,13 +14,10 @@ from collections.abc import Iterator, Sequence
 import onnx
 import onnx_ir as ir
 
-from onnxslim.ir.traversal import graphs
+from onnxslim.ir import inference_proto
+from onnxslim.ir.traversal import graphs, subgraphs_of
 
-# Tensors above this many bytes are hidden from shape inference; shapes and axes are never larger.
-_HIDDEN_BYTES = 4096
 _DECLARED = "onnxslim.declared"
-# Of these onnx infers nothing, but the output has the shape and the type of the first input.
-_SHAPE_KEEPING = ("GroupNormalization", "SimplifiedLayerNormalization")
 
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
@@ -136,7 +133,7 @@ def infer(model: ir.Model) -> int:
         The number of values that are known better than before. A model that inference cannot
         handle keeps what it had; inference is a source of facts, never a reason to fail.
     """
-    proto = _stripped_proto(model)
+    proto = _stripped_proto(model) if model.functions else inference_proto.write(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
@@ -145,7 +142,7 @@ def infer(model: ir.Model) -> int:
 
 
 def _stripped_proto(model: ir.Model) -> onnx.ModelProto:
-    """The model without large tensors and without initializers that a caller may override."""
+    """As `inference_proto.write`, with the bodies of functions."""
     with _large_tensors_hidden(model):
         proto = ir.to_proto(model)
     for info in (*proto.graph.input, *proto.graph.output):
@@ -153,7 +150,7 @@ def _stripped_proto(model: ir.Model) -> onnx.ModelProto:
             if size.dim_value < 0:
                 size.Clear()
     for node in proto.graph.node:
-        if node.op_type in _SHAPE_KEEPING and node.domain in ("", "ai.onnx"):
+        if node.op_type in inference_proto.SHAPE_KEEPING and node.domain in ("", "ai.onnx"):
             node.op_type = "Identity"
             del node.input[1:], node.output[1:], node.attribute[:]
     inputs = {value.name for value in model.graph.inputs}
@@ -173,14 +170,14 @@ def _large_tensors_hidden(model: ir.Model) -> Iterator[None]:
         for graph in graphs(model):
             for value in graph.initializers.values():
                 tensor = value.const_value
-                if tensor is not None and tensor.nbytes > _HIDDEN_BYTES:
+                if tensor is not None and tensor.nbytes > inference_proto.HIDDEN_BYTES:
                     values.append((value, tensor))
-                    value.const_value = _without_data(tensor)
+                    value.const_value = inference_proto.without_data(tensor)
             for node in graph:
                 for attribute in list(node.attributes.values()):
                     if _is_large_tensor(attribute):
                         attributes.append((node, attribute))
-                        stand_in = _without_data(attribute.as_tensor())
+                        stand_in = inference_proto.without_data(attribute.as_tensor())
                         node.attributes[attribute.name] = ir.AttrTensor(attribute.name, stand_in)
         yield
     finally:
@@ -194,34 +191,31 @@ def _is_large_tensor(attribute: ir.Attr) -> bool:
     return (
         not attribute.is_ref()
         and attribute.type == ir.AttributeType.TENSOR
-        and attribute.as_tensor().nbytes > _HIDDEN_BYTES
-    )
-
-
-def _without_data(tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-    return ir.ExternalTensor(
-        "hidden",
-        0,
-        tensor.nbytes,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=tensor.name or "",
+        and attribute.as_tensor().nbytes > inference_proto.HIDDEN_BYTES
     )
 
 
 def _take_over(graph: ir.Graph, inferred: onnx.GraphProto) -> int:
     """Copies inferred types of inner values into the graph and, in step, into its subgraphs."""
-    facts = {info.name: info.type for info in inferred.value_info}
+    facts = {info.name: info for info in inferred.value_info}
     better = 0
-    for node, node_proto in zip(graph, inferred.node, strict=True):
+    for index, node in enumerate(graph):
         for value in node.outputs:
             found = facts.get(value.name or "")
-            if found is not None and not value.is_graph_output():
-                better += _improve(value, found)
-        for attribute in node_proto.attribute:
-            inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-            for own, other in zip(_graphs_of(node, attribute.name), inner, strict=True):
-                better += _take_over(own, other)
+            if found is None or value.is_graph_output() or found == inference_proto.typed(value):
+                continue
+            better += _improve(value, found.type)
+        if subgraphs_of(node):
+            better += _take_over_inner(node, inferred.node[index])
+    return better
+
+
+def _take_over_inner(node: ir.Node, inferred: onnx.NodeProto) -> int:
+    better = 0
+    for attribute in inferred.attribute:
+        inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        for own, other in zip(_graphs_of(node, attribute.name), inner, strict=True):
+            better += _take_over(own, other)
     return better
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx_ir as ir
+
+_GRAPH = ir.AttributeType.GRAPH
+_GRAPHS = ir.AttributeType.GRAPHS
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -16,7 +19,22 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     roots = [model.graph, *(function.graph for function in model.functions.values())]
     for root in roots:
         yield root
-        yield from list(root.subgraphs())
+        yield from subgraphs_below(root)
+
+
+def subgraphs_below(root: ir.Graph) -> list[ir.Graph]:
+    """The subgraphs inside a graph at any depth, outer ones first, in the order of their nodes."""
+    found: dict[ir.Graph, None] = {}
+    _collect(root, found)
+    return list(found)
+
+
+def _collect(graph: ir.Graph, found: dict[ir.Graph, None]) -> None:
+    for node in graph:
+        for inner in subgraphs_of(node):
+            if inner not in found:
+                found[inner] = None
+                _collect(inner, found)
 
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -27,12 +45,19 @@ def nodes(model: ir.Model) -> Iterator[ir.Node]:
                 yield node
 
 
-def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
+def subgraphs_of(node: ir.Node) -> list[ir.Graph]:
     """The graphs directly held in the attributes of a node."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+    found: list[ir.Graph] = []
+    for attribute in attributes_of(node):
+        kind = attribute.type
+        if kind == _GRAPH and not attribute.is_ref():
+            found.append(attribute.as_graph())
+        elif kind == _GRAPHS and not attribute.is_ref():
+            found.extend(attribute.as_graphs())
+    return found
+
+
+def attributes_of(node: ir.Node) -> Collection[ir.Attr]:
+    """The attributes of a node; several times faster than asking its mapping for each of them."""
+    held: Mapping[str, ir.Attr] = getattr(node.attributes, "data", node.attributes)
+    return held.values()

@@ -303,6 +303,8 @@ def choose(sample: Bytes, width: int, is_float: bool, profile: Profile) -> tuple
         if recipe in (bitmap_planes, bitmap_entropy) and not sparse:
             continue
         size = _size_of(recipe, sample, width, profile)
+        if size is not None and recipe is matches:
+            size += size // 100  # slower, so only for a gain
         if size is not None and (best is None or size < best[0]):
             best = size, recipe
     if best is None or best[0] > (1 - MIN_GAIN) * sample.size:

@@ -13,6 +13,9 @@ STORED, DELTA, BASE_COPY, SLICE, TRANSPOSED = range(5)
 MAX_ROW = 1 << 26
 """Bytes of the least piece in which a transposed tensor can be restored."""
 
+MAX_TRANSPOSED = 1 << 32
+"""Bytes of a transposed tensor: it is restored in several passes over its source."""
+
 
 @dataclass(frozen=True)
 class SliceOf:
@@ -86,6 +89,6 @@ def _decode_transpose(cursor: Cursor, length: int) -> TransposeOf:
     shape = tuple(cursor.number() for _ in range(rank))
     perm = tuple(cursor.take(rank))
     fits = math.prod(shape) * width == length and sorted(perm) == list(range(rank))
-    if not fits or row_bytes(length, shape, perm) > MAX_ROW:
+    if not fits or length > MAX_TRANSPOSED or row_bytes(length, shape, perm) > MAX_ROW:
         raise cursor.error(f"has a transposed tensor of shape {shape} that does not fit")
     return TransposeOf(blob, width, shape, perm)

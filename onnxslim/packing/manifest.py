@@ -91,6 +91,12 @@ class Manifest:
         """Bytes of all restored files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def stored(self) -> int:
+        """Bytes that all data frames decode to."""
+        rests = sum(file.rest for file in self.files)
+        return rests + sum(blob.length for blob in self.blobs if blob.chunk)
+
     def frames(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield (kind, number, start in its data, raw length) of the data frames, in order."""
         for number, file in enumerate(self.files):

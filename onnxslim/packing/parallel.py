@@ -12,6 +12,13 @@ from onnxslim.errors import UsageError
 
 Result = TypeVar("Result")
 
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many bytes of it are, and of how many."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
 
 def thread_count(threads: int | None) -> int:
     """Return how many threads to use; None means one for each core, at most 16."""

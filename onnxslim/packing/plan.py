@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -130,7 +130,14 @@ def find_cuts(main: FileSource) -> tuple[list[FileSource], list[str], list[Cut]]
     return sources, names, _disjoint(cuts)
 
 
-def make_plan(main: FileSource, profile: Profile, threads: int, *, relate: bool = False) -> Plan:
+def make_plan(
+    main: FileSource,
+    profile: Profile,
+    threads: int,
+    *,
+    relate: bool = False,
+    keep: Set[int] = frozenset(),
+) -> Plan:
     """Find the tensors of a model and of its data files, and hash them.
 
     Args:
@@ -138,12 +145,13 @@ def make_plan(main: FileSource, profile: Profile, threads: int, *, relate: bool 
         profile: How hard to try.
         threads: How many threads to use.
         relate: Note on the way what :func:`relate` needs.
+        keep: Tensors of these lengths are cut out however small they are.
 
     Raises:
         PackError: the file is not an ONNX model, or a data file is missing or unsafe to read.
     """
     sources, names, cuts = find_cuts(main)
-    kept = _worthwhile(cuts, sources, profile, threads)
+    kept = _worthwhile(cuts, sources, profile, threads, keep)
     watches: list[RowHeads | None] = [None] * len(kept)
     if relate:
         watches = _watches(kept, sources)
@@ -257,12 +265,12 @@ def _disjoint(cuts: list[Cut]) -> list[Cut]:
 
 
 def _worthwhile(
-    cuts: list[Cut], sources: list[FileSource], profile: Profile, threads: int
+    cuts: list[Cut], sources: list[FileSource], profile: Profile, threads: int, keep: Set[int]
 ) -> list[Cut]:
     """Leave small tensors with the graph when an entry of their own would not pay."""
 
     def task(cut: Cut) -> Callable[[], bool]:
-        return lambda: _pays(cut, sources, profile)
+        return lambda: cut.length in keep or _pays(cut, sources, profile)
 
     answers = in_order((task(cut) for cut in cuts), threads)
     kept = [cut for cut, pays in zip(cuts, answers, strict=True) if pays]
@@ -285,7 +293,7 @@ def _pays(cut: Cut, sources: list[FileSource], profile: Profile) -> bool:
     data = read_bytes(sources[cut.file], cut.offset, cut.length)
     recipes = recipes_for(sources, cut, profile)
     alone = len(encode(data, cut.width, recipes, profile)[1]) + _ENTRY_COST
-    return alone < min(len(profile.matches(data)[1]), (1 - 0.02) * cut.length)
+    return alone < min(profile.matches_quickly(data), (1 - 0.02) * cut.length)
 
 
 def _hashes(
@@ -332,14 +340,15 @@ def _distinct(cuts: list[Cut], hashes: list[bytes]) -> tuple[list[Blob], list[Cu
     for cut, sha in zip(cuts, hashes, strict=True):
         if (sha, cut.length) not in known:
             known[sha, cut.length] = len(blobs)
-            chunk = _chunk_of(cut.width)
+            chunk = chunk_of(cut.width)
             blobs.append(Blob(cut.length, chunk, sha))
             origins.append(cut)
         numbers[cut] = known[sha, cut.length]
     return blobs, origins, numbers
 
 
-def _chunk_of(width: int) -> int:
+def chunk_of(width: int) -> int:
+    """Return the bytes of a chunk of elements of ``width`` bytes."""
     # bytes gain by repetitions far apart; wider elements are cut to fit the caches
     return MAX_CHUNK if width == 1 else min(MAX_CHUNK, CHUNK_ELEMENTS * width)
 

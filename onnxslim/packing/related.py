@@ -15,7 +15,7 @@ from itertools import permutations
 
 import numpy as np
 
-from onnxslim.packing.forms import MAX_ROW, SliceOf, Source, TransposeOf
+from onnxslim.packing.forms import MAX_ROW, MAX_TRANSPOSED, SliceOf, Source, TransposeOf
 from onnxslim.packing.manifest import Blob
 from onnxslim.packing.planes import Bytes, Words
 from onnxslim.packing.transpose import row_bytes, transposed
@@ -139,7 +139,11 @@ def _add_transposed(
     for number, (width, shape) in enumerate(layouts):
         length = blobs[number].length
         dims = tuple(size for size in shape if size != 1)
-        if not blobs[number].chunk or not 2 <= len(dims) <= _MAX_PERMUTED:
+        if (
+            not blobs[number].chunk
+            or length > MAX_TRANSPOSED
+            or not 2 <= len(dims) <= _MAX_PERMUTED
+        ):
             continue
         if math.prod(dims) * width != length:
             continue

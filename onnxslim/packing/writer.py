@@ -30,11 +30,11 @@ from onnxslim.packing.layout import (
     table_hash,
 )
 from onnxslim.packing.listing import PackedModel, PackedTensor
-from onnxslim.packing.parallel import in_order, thread_count
+from onnxslim.packing.parallel import Progress, in_order, no_progress, thread_count
 from onnxslim.packing.plan import ModelBytes, Plan, make_plan, relate
 from onnxslim.packing.planes import Bytes
 
-_MUCH_REST = 8 << 20  # bytes besides tensors, from which on speed counts more than their size
+_MUCH_REST = 2 << 20  # bytes besides tensors, from which on speed counts more than their size
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def pack(
     profile: str = "default",
     base: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    progress: Progress = no_progress,
 ) -> PackReport:
     """Pack an ONNX file and its external data files into one ``.onnxz`` file, without loss.
 
@@ -73,6 +74,7 @@ def pack(
         base: An earlier version of the model, or its packed form: tensors are stored as
             references and differences to it where that is shorter, and unpacking needs it again.
         threads: How many threads to use; None means one for each core.
+        progress: Told how many bytes are done.
 
     Raises:
         PackError: the source is not an ONNX model or its data files are missing or unsafe.
@@ -83,16 +85,20 @@ def pack(
     chosen = profile_named(profile)
     count = thread_count(threads)
     path = check_target(target) if isinstance(target, (str, os.PathLike)) else None
-    plan = make_plan(_open(source), chosen, count, relate=True)
-    if base is not None:
-        apply_base(plan, Base(base, count), count)
+    progress("reading", 0, 1)
+    main = _open(source)
+    old = None if base is None else Base(base, count)
+    lengths = {item.cut.length for item in old.items} if old else set()
+    plan = make_plan(main, chosen, count, relate=True, keep=lengths)
+    if old is not None:
+        apply_base(plan, old, count)
     relate(plan)
     if path is None:
         assert not isinstance(target, (str, os.PathLike))
-        return _write(plan, target, count)
+        return _write(plan, target, count, progress)
     with AtomicFile(path) as file:
         with os.fdopen(os.dup(file.fd), "wb") as stream:
-            report = _write(plan, stream, count)
+            report = _write(plan, stream, count, progress)
         file.commit()
     return report
 
@@ -107,14 +113,17 @@ def _open(source: str | os.PathLike[str] | BinaryIO) -> FileSource:
         return FileSource(os.dup(spool.fileno()), None, "the input stream")
 
 
-def _write(plan: Plan, stream: BinaryIO, threads: int) -> PackReport:
+def _write(plan: Plan, stream: BinaryIO, threads: int, progress: Progress) -> PackReport:
     """Write the packed file in one pass."""
     manifest = plan.manifest.encode()
     stream.write(MAGIC)
     position = len(MAGIC) + _write_frame(stream, *_table_frame(MANIFEST, 0, manifest))
     frames: list[tuple[int, int]] = []
+    done, total = 0, max(1, plan.manifest.stored)
     for header, payload in in_order(_tasks(plan), threads):
         frames.append((header.codec, len(payload)))
+        done += header.raw_length
+        progress("packing", done, total)
         position += _write_frame(stream, header, payload)
     index = encode_index(frames)
     footer = Footer(position, len(index), table_hash(manifest, index)).encode()

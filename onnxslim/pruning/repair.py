@@ -11,6 +11,8 @@ ladder, from the cheapest rung to the strongest:
 * ``residual``: the same, but where a layer adds into a residual stream the sum is the goal, so that
   it also makes up for what the shortcut lost.
 * ``second-sweep``: the better of the two once more, from the start.
+* ``descent``: from there on all weights behind a cut, what attention computes included, follow the
+  gradient of the error at the values that nothing was cut from (see `descent`).
 
 Layers are taken in order, each on what the layers before it, repaired already, give.
 """
@@ -35,7 +37,7 @@ from onnxslim.pruning.layers import Layer, Rows, layers_of
 from onnxslim.pruning.sampling import Teacher, positions, run_tapped
 from onnxslim.pruning.tokens import positions_read
 
-RUNGS = ("none", "bias", "affine", "least-squares", "residual", "second-sweep")
+RUNGS = ("none", "bias", "affine", "least-squares", "residual", "second-sweep", "descent")
 
 # Above so many unknowns per output (a Gram matrix of 170 MB) only some of them are solved for.
 LARGEST_FIT = 4608

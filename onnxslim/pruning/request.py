@@ -41,7 +41,8 @@ class Pruning:
         update: refit the weights that stay; None does it where there is calibration data.
         calibration: npz file or folder of npz with arrays by input name, or an iterable of feeds.
         labels: npz with inputs by name and ``labels``, to judge by.
-        max_drop: points of accuracy (or of agreement) that may be lost at most.
+        max_drop: points of accuracy (or of agreement) that may be lost at most. Without amount,
+            target and pattern, channels are cut as far as it allows.
         seed: of every random choice.
         removes: then take out, exactly, the channels that are zero in whole.
     """
@@ -74,9 +75,11 @@ class Pruning:
             )
             if value is not None
         ]
-        if len(given) != 1:
+        if len(given) > 1 or (not given and self.max_drop is None):
             what = " and ".join(given) or "nothing"
-            raise UsageError(f"pruning wants one of amount, pattern and target; given: {what}")
+            raise UsageError(
+                f"pruning wants one of amount, pattern and target, or max-drop alone; given: {what}"
+            )
         if self.amount is not None:
             check_amount(self.amount)
         if self.pattern is not None:
@@ -102,7 +105,8 @@ class Pruning:
     @property
     def cuts_channels(self) -> bool:
         """Whole channels go, not single weights."""
-        return self.structured or self.target is not None
+        unbound = self.amount is None and self.pattern is None
+        return self.structured or self.target is not None or unbound
 
 
 def parse_target(text: str) -> dict[str, float]:

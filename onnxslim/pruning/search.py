@@ -7,76 +7,26 @@ one instead: one that breaks the limit is undone, and its group is left alone fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxslim.errors import DemandMissedError
 from onnxslim.ir.cost import snapshot
-from onnxslim.pruning.allocation import LEVELS, Move, Plan, aligned, applied, greedy, most, uniform
-from onnxslim.pruning.costs import CostModel, Speed, race
+from onnxslim.pruning.allocation import Move, Plan, aligned, applied, uniform
+from onnxslim.pruning.candidates import STRONGEST, Asked, Candidate, Candidates
+from onnxslim.pruning.costs import Speed, race
 from onnxslim.pruning.criteria import Ranking
-from onnxslim.pruning.cut import Cut, cut
-from onnxslim.pruning.groups import Analysis, choose
-from onnxslim.pruning.judge import Judge, Score
-from onnxslim.pruning.repair import Repaired, adds_into_sums, repair, sweep_again
-from onnxslim.pruning.sampling import Feeds, Teacher, with_noise
-from onnxslim.rewrite.channels.atoms import Ids
+from onnxslim.pruning.groups import Analysis
+from onnxslim.pruning.judge import Judge
+from onnxslim.pruning.sampling import Feeds
+from onnxslim.pruning.sensitivity import Sensitivity
 from onnxslim.runtime.session import Session, open_session
 from onnxslim.validated_run import Progress
 
-_STRONGEST = "residual"
 # A plan by formula is corrected by what it really costs so many times.
 _CORRECTIONS = 4
-_SENSITIVITY_FEEDS = 4
-# Heads of an attention are left out for a trial where there are no more than these.
-_TRIED_HEADS = 16
-
-
-class Asked(Protocol):
-    """The part of a request that matters here."""
-
-    @property
-    def amount(self) -> float | None:
-        """Share of every group that goes."""
-
-    @property
-    def target(self) -> Any:
-        """Shares of costs by name, or None."""
-
-    @property
-    def criterion(self) -> str | None:
-        """What orders the units."""
-
-    @property
-    def repair(self) -> str | None:
-        """The rung, or None for the best."""
-
-    @property
-    def align(self) -> int:
-        """What stays is a multiple of it."""
-
-
-@dataclass
-class Candidate:
-    """A pruned and repaired model.
-
-    Attributes:
-        plan: units gone per group.
-        model: the model.
-        rung: how it was repaired.
-        score: by the judge, where there is one.
-        notes: from the repair.
-    """
-
-    plan: Plan
-    model: ir.Model
-    rung: str
-    score: Score | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 class Search:
@@ -114,17 +64,12 @@ class Search:
         self.judge = judge
         self.status = "done"
         self.notes: list[str] = []
-        self._ranking = ranking
         self._progress = progress
-        self._teacher = Teacher(analysis.model, with_noise(feeds, seed), seed) if feeds else None
-        self._everything = (
-            Teacher(analysis.model, with_noise([*feeds, *held_out], seed), seed)
-            if feeds and held_out
-            else None
+        self._candidates = Candidates(
+            analysis, ranking, request, feeds, judge, seed, progress, held_out
         )
-        self._orders: dict[int, Ids] = {}
+        self._sensitivity = Sensitivity(self._candidates, progress)
         self._best: Candidate | None = None
-        self._costs = {name: CostModel(analysis, name) for name in ("macs", "size")}
         self._base = snapshot(analysis.model, 0)
         self._session: Session | None = None
 
@@ -151,124 +96,17 @@ class Search:
                     f"amount {self.request.amount:g} is less than one channel of every group; "
                     "ask for more"
                 )
-            found = self._repaired_best(plan)
-            return found if self._within(found) else self._step_by_step({}, found)
+            found = self._candidates.best(plan, self._keep)
+            return found if self._candidates.within(found) else self._step_by_step({}, found)
         targets = dict(self.request.target or {})
         if not targets:
             return self._step_by_step({}, None)
-        found = self._repaired_best(self._plan_for(targets))
-        return found if self._within(found) else self._step_by_step(targets, found)
-
-    # -- candidates -------------------------------------------------------------------------------
-
-    def _cut(self, plan: Plan) -> Cut:
-        dead = [self._chosen(number, count) for number, count in enumerate(plan) if count]
-        none = np.zeros(0, dtype=np.int64)
-        return cut(self.analysis.model, np.concatenate(dead) if dead else none)
-
-    def _chosen(self, number: int, count: int) -> Ids:
-        group = self.analysis.groups[number]
-        if number not in self._orders:
-            self._progress("ranking channels", number, len(self.analysis.groups))
-            tried = group.kind == "heads" and group.size <= _TRIED_HEADS
-            if tried and self.request.criterion == "obs" and self._teacher is not None:
-                self._orders[number] = self._by_trial(number)
-            else:
-                self._orders[number] = self._ranking.order(group, self.request.criterion or "l2")
-        return choose(group, self._orders[number], count)
-
-    def _by_trial(self, number: int) -> Ids:
-        """Heads in the order of the least drift: each is left out for a trial, the rest refitted.
-
-        What a head does for the outputs shows poorly in the layer that reads it, and there are few.
-        """
-        assert self._teacher is not None
-        group = self.analysis.groups[number]
-        gone: list[int] = []
-        while len(gone) < group.size - 1:
-            drifts = {}
-            for unit in range(group.size):
-                if unit not in gone:
-                    dead = np.concatenate([group.units[one] for one in (*gone, unit)])
-                    made = cut(self.analysis.model, dead)
-                    fitted = repair(self._teacher, made, "least-squares", nearest=True)
-                    drifts[unit] = self._drift(fitted.model)
-            gone.append(min(drifts, key=lambda unit: drifts[unit]))
-        return np.array([*gone, *(set(range(group.size)) - set(gone))], dtype=np.int64)
-
-    def _repaired_best(self, plan: Plan) -> Candidate:
-        """A plan under the rung that is judged best."""
-        made = self._cut(plan)
-        best: Candidate | None = None
-        for repaired in self._ladder(made):
-            candidate = self._judged(plan, repaired)
-            if best is None or _score(candidate) > _score(best):
-                best = candidate
-                self._keep(best)
-        assert best is not None
-        return self._on_all_data(best, made)
-
-    def _on_all_data(self, found: Candidate, made: Cut) -> Candidate:
-        """The rung that was chosen, fitted on the held-out feeds too; the score stays what it was.
-
-        More data makes a better fit. The held-out feeds have done their work by then, and what they
-        said of the rung is the honest score.
-        """
-        if self._everything is None or found.rung in ("none", "bias", "affine"):
-            return found
-        kept, self._teacher = self._teacher, self._everything
-        try:
-            again = self._sweeps(made) if found.rung == "second-sweep" else None
-            repaired = again or self._repair(made, found.rung)
-        finally:
-            self._teacher = kept
-        refitted = self._judged(found.plan, repaired)
-        if not self._within(refitted) or _score(refitted) < _score(found):
-            return found
-        return Candidate(found.plan, repaired.model, found.rung, found.score, repaired.notes)
-
-    def _ladder(self, made: Cut) -> Iterator[Repaired]:
-        """The repairs that come into question; only one where nothing tells which is best."""
-        teacher, wanted = self._teacher, self.request.repair
-        if teacher is None:
-            yield Repaired(made.model, "none")
-            return
-        if wanted is not None or self.judge is None:
-            rung = wanted or _STRONGEST
-            yield self._sweeps(made) if rung == "second-sweep" else self._repair(made, rung)
-            return
-        for rung in ("none", "bias", "affine"):
-            yield self._repair(made, rung)
-        last = self._repair(made, "least-squares")
-        yield last
-        if adds_into_sums(made.model):
-            last = self._repair(made, "residual")
-            yield last
-        yield sweep_again(teacher, made, last)
-
-    def _repair(self, made: Cut, rung: str) -> Repaired:
-        assert self._teacher is not None
-        stage = f"repairing ({rung})"
-        return repair(
-            self._teacher, made, rung, lambda done, total: self._progress(stage, done, total)
-        )
-
-    def _sweeps(self, made: Cut) -> Repaired:
-        assert self._teacher is not None
-        return sweep_again(self._teacher, made, self._repair(made, _STRONGEST))
-
-    def _judged(self, plan: Plan, repaired: Repaired) -> Candidate:
-        score = self.judge.score(repaired.model) if self.judge is not None else None
-        return Candidate(plan, repaired.model, repaired.rung, score, repaired.notes)
-
-    def _within(self, candidate: Candidate) -> bool:
-        if self.judge is None or candidate.score is None:
-            return True
-        return self.judge.within(candidate.score)
+        found = self._candidates.best(self._plan_for(targets), self._keep)
+        return found if self._candidates.within(found) else self._step_by_step(targets, found)
 
     def _keep(self, candidate: Candidate) -> None:
         """Remembers what to return if the search is interrupted now."""
-        if self._within(candidate) and self._wanted(candidate.plan):
+        if self._candidates.within(candidate) and self._wanted(candidate.plan):
             self._best = candidate
 
     def _wanted(self, plan: Plan) -> bool:
@@ -289,8 +127,8 @@ class Search:
     def _cost(self, plan: Plan, name: str) -> float:
         """The cost of a plan as a share of what it was."""
         if name == "latency":
-            return self._latency(self._cut(plan).model)
-        model = self._costs[name]
+            return self._latency(self._candidates.cut(plan).model)
+        model = self._sensitivity.costs[name]
         return model.cost(plan) / model.total if model.total else 1.0
 
     def _latency(self, model: ir.Model) -> float:
@@ -305,7 +143,7 @@ class Search:
         Raises:
             DemandMissedError: not even the last one does.
         """
-        moves = self._moves(next(iter(targets)))
+        moves = self._sensitivity.moves(next(iter(targets)))
         asked = dict(targets)
         for _ in range(_CORRECTIONS):
             plan = self._shortest(moves, asked)
@@ -319,7 +157,7 @@ class Search:
 
     def _real(self, plan: Plan, targets: dict[str, float]) -> dict[str, float]:
         """What a plan costs as it is cut, as shares; the latency is not measured again here."""
-        taken = snapshot(self._cut(plan).model, 0)
+        taken = snapshot(self._candidates.cut(plan).model, 0)
         shares = {}
         if "size" in targets:
             shares["size"] = taken.weight_bytes / max(self._base.weight_bytes, 1)
@@ -365,55 +203,6 @@ class Search:
             f"{reached}; ask for that at most, or exclude less"
         )
 
-    # -- sensitivity ------------------------------------------------------------------------------
-
-    def _moves(self, cost: str) -> list[Move]:
-        model = self._costs.get(cost, self._costs["macs"])
-        if not model.total:
-            model = self._costs["size"]
-        return greedy(
-            self.analysis.groups,
-            [self._drifts(number) for number in range(len(self.analysis.groups))],
-            lambda plan: model.total - model.cost(plan),
-            self.request.align,
-        )
-
-    def _drifts(self, number: int) -> dict[int, float]:
-        """How far the outputs drift when so many units of one group go and its readers adapt.
-
-        Without data the drift is the square of the share: the same share of every group goes.
-        """
-        group, align = self.analysis.groups[number], self.request.align
-        total = len(LEVELS) * len(self.analysis.groups)
-        drifts: dict[int, float] = {}
-        for place, level in enumerate(LEVELS):
-            self._progress("measuring sensitivity", number * len(LEVELS) + place, total)
-            count = aligned(group, min(round(level * group.size), most(group, align)), align)
-            if count <= 0 or count in drifts:
-                continue
-            if self._teacher is None:
-                drifts[count] = (count / group.size) ** 2
-                continue
-            plan = [0] * len(self.analysis.groups)
-            plan[number] = count
-            made = self._cut(tuple(plan))
-            fitted = repair(self._teacher, made, "least-squares", nearest=True)
-            drifts[count] = self._drift(fitted.model)
-        return drifts
-
-    def _drift(self, model: ir.Model) -> float:
-        """The squared error of the outputs relative to the original's, over some feeds."""
-        first = open_session(self.analysis.model, optimize=False)
-        second = open_session(model, optimize=False)
-        signal = noise = 0.0
-        for feed in self.feeds[:_SENSITIVITY_FEEDS]:
-            for one, other in zip(first.run(feed), second.run(feed), strict=True):
-                if isinstance(one, np.ndarray) and one.dtype.kind == "f":
-                    wide = one.astype(np.float64)
-                    signal += float(np.square(wide).sum())
-                    noise += float(np.square(wide - other).sum())
-        return noise / signal if signal > 0 and np.isfinite(noise) else 1.0
-
     # -- guard ------------------------------------------------------------------------------------
 
     def _step_by_step(self, targets: dict[str, float], missed: Candidate | None) -> Candidate:
@@ -422,12 +211,14 @@ class Search:
         Raises:
             DemandMissedError: the limit is reached before the target is.
         """
-        moves = self._moves(next(iter(targets), "macs"))
+        moves = self._sensitivity.moves(next(iter(targets), "macs"))
         groups = len(self.analysis.groups)
-        rung = missed.rung if missed is not None and self._teacher is not None else _STRONGEST
+        rung = missed.rung if missed is not None and self._candidates.fits else STRONGEST
+        # A descent at every step would take too long; the last plan gets it.
+        rung = STRONGEST if rung == "descent" else rung
         start = self._longest_prefix(moves, rung)
         plan = applied(moves, start, groups)
-        best = self._quick(plan, rung) if any(plan) else None
+        best = self._candidates.quick(plan, rung) if any(plan) else None
         frozen: set[int] = set()
         for number, move in enumerate(moves[start:]):
             self._progress("taking small steps", number, len(moves) - start)
@@ -437,16 +228,16 @@ class Search:
                 continue
             trial = list(plan)
             trial[move.group] += move.units
-            candidate = self._quick(tuple(trial), rung)
-            if self._within(candidate):
+            candidate = self._candidates.quick(tuple(trial), rung)
+            if self._candidates.within(candidate):
                 plan, best = candidate.plan, candidate
                 self._keep(best)
             else:
                 frozen.add(move.group)
         if best is None or (self._limited() and not self._wanted(plan)):
             self._miss(plan, targets, missed)
-        final = self._repaired_best(plan)
-        if self._within(final):
+        final = self._candidates.best(plan, self._keep)
+        if self._candidates.within(final):
             return final
         assert best is not None
         return best
@@ -461,8 +252,8 @@ class Search:
         while low < high:
             middle = (low + high + 1) // 2
             plan = applied(moves, middle, len(self.analysis.groups))
-            candidate = self._quick(plan, rung)
-            if self._within(candidate):
+            candidate = self._candidates.quick(plan, rung)
+            if self._candidates.within(candidate):
                 low = middle
                 self._keep(candidate)
                 if self._limited() and self._wanted(plan):
@@ -470,14 +261,6 @@ class Search:
             else:
                 high = middle - 1
         return low
-
-    def _quick(self, plan: Plan, rung: str) -> Candidate:
-        """A plan under one rung."""
-        made = self._cut(plan)
-        if self._teacher is None or rung == "none":
-            return self._judged(plan, Repaired(made.model, "none"))
-        again = rung == "second-sweep"
-        return self._judged(plan, self._sweeps(made) if again else self._repair(made, rung))
 
     def _miss(self, plan: Plan, targets: dict[str, float], missed: Candidate | None) -> None:
         judge = self.judge
@@ -499,19 +282,6 @@ class Search:
 def _share(analysis: Analysis, plan: Plan) -> float:
     """The share of all units that goes."""
     return sum(plan) / max(1, sum(group.size for group in analysis.groups))
-
-
-def _score(candidate: Candidate) -> tuple[float, float]:
-    """What candidates for one plan are compared by; all are equal without a judge.
-
-    Without labels closeness comes first: it says more than the few answers that flip.
-    """
-    score = candidate.score
-    if score is None:
-        return (0.0, 0.0)
-    points = -np.inf if np.isnan(score.points) else score.points
-    labelled = score.metric in ("top1", "psnr")
-    return (points, score.closeness) if labelled else (score.closeness, points)
 
 
 def measured_speed(before: ir.Model, after: ir.Model, feed: Any) -> Speed:

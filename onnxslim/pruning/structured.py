@@ -2,7 +2,7 @@
 
 ``prune_structured`` ties the parts together: groups (`groups`), the order in which their units go
 (`criteria`), how many of each go (`allocation`, `search`), the cut (`cut`) and what repairs the
-rest (`repair`), judged on data that no fit has seen (`judge`).
+rest (`repair`, `descent`), judged on data that no fit has seen (`judge`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from onnxslim.ir import shapes
 from onnxslim.ir.cost import snapshot
 from onnxslim.ir.schema import is_op
 from onnxslim.pipeline import Context
+from onnxslim.pruning.candidates import Candidate
 from onnxslim.pruning.costs import Speed
 from onnxslim.pruning.criteria import CRITERIA, NEEDS_DATA, Ranking, Values
 from onnxslim.pruning.data import PruningData, sample_count, wanted
@@ -29,7 +30,7 @@ from onnxslim.pruning.groups import Analysis, analyse
 from onnxslim.pruning.judge import Judge, Score
 from onnxslim.pruning.repair import RUNGS
 from onnxslim.pruning.sampling import Feeds, with_noise
-from onnxslim.pruning.search import Candidate, Search, measured_speed
+from onnxslim.pruning.search import Search, measured_speed
 from onnxslim.validated_run import Progress
 
 # Fewer samples than these are not enough for a least-squares fit to be believed unjudged.

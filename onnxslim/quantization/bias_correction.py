@@ -21,7 +21,7 @@ from onnxslim.ir import shapes
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import Names, add_initializer
 from onnxslim.quantization.activations import Activations, product
-from onnxslim.quantization.prepare import channel_axis
+from onnxslim.quantization.axes import channel_axis
 from onnxslim.quantization.scaling import Floats, Note, content, set_content
 from onnxslim.runtime.specs import Array, Feed
 
@@ -30,17 +30,20 @@ STEP = "bias"
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INT32 = np.iinfo(np.int32)
 
+# Every layer that is measured opens the int8 model and runs it up to there.
+_MOST_MEASURED = 200
+
 
 @dataclass(frozen=True)
 class _Layer:
     """One layer in both models.
 
     Attributes:
-        node: in the int8 model; its bias is an int32 constant behind a DequantizeLinear.
+        node: in the int8 model.
         twin: in the float model.
         weight: the weight as int8 holds it, float32.
-        codes: the int32 bias.
-        steps: scale of the bias, shape (channels).
+        codes: the bias, int32 or float32.
+        steps: scale of the bias, shape (channels); ones for float32.
     """
 
     node: ir.Node
@@ -56,6 +59,9 @@ class _Layer:
 
     def move(self, shift: Floats) -> None:
         """Adds to the bias, shape (channels), rounded to its steps."""
+        if self.codes.dtype == ir.DataType.FLOAT:
+            set_content(self.codes, (content(self.codes) + shift).astype(np.float32))
+            return
         codes = content(self.codes).astype(np.float64) + np.round(shift / self.steps)
         set_content(self.codes, np.clip(codes, _INT32.min, _INT32.max).astype(np.int32))
 
@@ -85,7 +91,8 @@ def correct_analytically(model: ir.Model, int8: ir.Model, feeds: Sequence[Feed])
         total = 0
         for array in taps.each(source.name or "", feeds):
             mean = _mean_input(layer.twin, array)
-            output = product(layer.twin, mean, layer.weight - weight, model.graph.opset_imports)
+            output = product(layer.node, mean, layer.weight, int8.graph.opset_imports)
+            output -= product(layer.twin, mean, weight, model.graph.opset_imports)
             axis = 1 if output.ndim > 2 or layer.twin.op_type == "Gemm" else output.ndim - 1
             shift -= len(array) * _channel_means(output, axis)
             total += len(array)
@@ -116,6 +123,9 @@ def correct_empirically(
         RuntimeRefusedError: onnxruntime cannot run one of the models.
     """
     layers, notes = _layers(model, int8)
+    if len(layers) > _MOST_MEASURED:
+        text = f"{len(layers)} layers are too many to measure one by one"
+        return [Note(STEP, "model", text, kept=False)]
     known = {value.name for node in model.graph for value in node.outputs}
     ends = {id(layer): _end(layer.node) for layer in layers}
     taps = Activations(model, [ends[id(layer)][0] for layer in layers])
@@ -182,19 +192,32 @@ def _layer(
     if held.shape != content_of(twin.inputs[1]).shape:
         return "the layers of both models do not match"
     channels = _channel_count(node, held)
-    bias = _dequantized(node, 2)
-    if bias is None and len(node.inputs) > 2 and node.inputs[2] is not None:
-        return "its bias is not in int32"
+    bias = _bias(graph, node, np.broadcast_to(step, (channels,)).copy(), fresh)
     if bias is None:
-        bias = _add_bias(graph, node, np.broadcast_to(step, (channels,)).copy(), fresh)
-    codes = bias.inputs[0]
+        return "its bias is no int32 or float32 constant"
+    codes, steps = bias
     tensor = constant_tensor(codes)
-    if codes is None or tensor is None or tensor.dtype != ir.DataType.INT32:
-        return "its bias is not in int32"
-    if len(codes.uses()) != 1 or tuple(tensor.shape.numpy()) != (channels,):
+    if len(codes.uses()) != 1 or tensor is None or tuple(tensor.shape.numpy()) != (channels,):
         return "its bias is shared"
-    steps = np.broadcast_to(content_of(bias.inputs[1]).astype(np.float64), (channels,))
     return _Layer(node, twin, held, codes, steps)
+
+
+def _bias(
+    graph: ir.Graph, node: ir.Node, steps: Floats, fresh: Callable[[str], str]
+) -> tuple[ir.Value, Floats] | None:
+    """The constant that holds the bias, and its steps; a layer without one gets it."""
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    if given is not None and given.dtype == ir.DataType.FLOAT and given.is_initializer():
+        return (given, np.ones(len(steps))) if constant_tensor(given) is not None else None
+    maker = _dequantized(node, 2)
+    if given is None:
+        maker = _add_bias(graph, node, steps, fresh)
+    codes = maker.inputs[0] if maker is not None else None
+    tensor = constant_tensor(codes)
+    if maker is None or codes is None or tensor is None or tensor.dtype != ir.DataType.INT32:
+        return None
+    scale = content_of(maker.inputs[1]).astype(np.float64)
+    return codes, np.broadcast_to(scale, (len(steps),))
 
 
 def _dequantized(node: ir.Node, index: int) -> ir.Node | None:
@@ -268,7 +291,7 @@ def _end(node: ir.Node) -> tuple[str, str]:
 
 def _mean_input(node: ir.Node, array: Array) -> Array:
     """The mean sample of a batch; a product of means is the mean of products."""
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1:
         return array
     mean: Array = array.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
     return mean

@@ -79,8 +79,9 @@ def _scaled(site: Site, factors: Floats) -> list[Note]:
         return []
     if not apply(site, factors):
         return [Note(STEP, site.name, "the numbers would leave the range of float32", kept=False)]
-    replaced = [node.name or node.op_type for node in site.clips]
-    for node in site.clips:
+    clips = [node for node in site.clips if node.graph is not None]  # two sites may share one
+    replaced = [node.name or node.op_type for node in clips]
+    for node in clips:
         replace_node(node, ir.node("Relu", [node.inputs[0]], name=node.name))
     span = f"2**{np.log2(factors.min()):.0f} to 2**{np.log2(factors.max()):.0f}"
     changed = int((factors != 1).sum())
@@ -105,9 +106,9 @@ def _bound_in_reach(site: Site, input_maxima: Mapping[str, float]) -> str | None
 
 
 def clip_inputs(model: ir.Model) -> list[str]:
-    """Inputs of the Clips of the main graph, whose largest values `equalize_layers` can use."""
-    nodes = [node for node in model.graph if node.op_type == "Clip" and node.inputs]
-    return [node.inputs[0].name or "" for node in nodes if node.inputs[0] is not None]
+    """Inputs of Clips in the way of sites, whose largest values `equalize_layers` can use."""
+    inputs = [node.inputs[0] for site in find_sites(model)[0] for node in site.clips]
+    return list(dict.fromkeys(value.name or "" for value in inputs if value is not None))
 
 
 class _Weight:

@@ -8,29 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import onnx_ir as ir
 
 from onnxslim.calibration.checks import FeedChecker, Place
-from onnxslim.calibration.ranges import Choice, Range, check_method, choose_ranges
+from onnxslim.calibration.ranges import Range, check_method
 from onnxslim.calibration.run import calibrate
 from onnxslim.calibration.store import Calibration
 from onnxslim.calibration.streams import FeedStream, open_feeds
-from onnxslim.errors import DataError, UsageError
+from onnxslim.errors import UsageError
 from onnxslim.io import load
 from onnxslim.ir.traversal import subgraphs_of
 from onnxslim.quantization.checks import check_conversion, check_result
-from onnxslim.quantization.marks import ranges_wanted
+from onnxslim.quantization.dynamic import OPERATORS as DYNAMIC_OPERATORS
+from onnxslim.quantization.dynamic import write_dynamic
+from onnxslim.quantization.gap import fake_real_gap
 from onnxslim.quantization.names import restore
+from onnxslim.quantization.operators import to_operators
 from onnxslim.quantization.plain import write_plain
-from onnxslim.quantization.prepare import check_weights, prepare, wanted_tensors
+from onnxslim.quantization.prepare import check_weights, is_quantized, prepare, wanted_tensors
 from onnxslim.quantization.presets import QuantizePreset, find_preset, unverifiable
+from onnxslim.quantization.ranges import ChosenRanges, PlannedRanges
 from onnxslim.quantization.report import QuantizeReport
 from onnxslim.quantization.selection import Selection, find_nodes, select
+from onnxslim.quantization.strip import to_float
+from onnxslim.quantization.tails import keep_tails_float
 from onnxslim.quantization.writer import write_qdq
 from onnxslim.runtime.ranges import ranked_tensors
-from onnxslim.runtime.specs import Array, input_specs
+from onnxslim.runtime.specs import Array, Feed, input_specs
 
 __all__ = [
     "Prepared",
@@ -93,9 +100,14 @@ class Prepared:
     names: dict[str, ir.Node]
     original: ir.Model
     given_names: dict[str, str] = field(default_factory=dict)
-    _choices: dict[tuple[int, str], tuple[Calibration, dict[str, Choice]]] = field(
-        default_factory=dict, repr=False
-    )
+    _ranges: dict[tuple[int, str], ChosenRanges] = field(default_factory=dict, repr=False)
+
+    def ranges_of(self, calibration: Calibration, method: str = "auto") -> ChosenRanges:
+        """The ranges by a method; every one is chosen once, however often it is asked for."""
+        key = id(calibration), method
+        if key not in self._ranges:  # it holds the calibration, so that its id stays its own
+            self._ranges[key] = ChosenRanges(calibration, method, ranked_tensors(self.model))
+        return self._ranges[key]
 
 
 def prepare_float(
@@ -113,7 +125,12 @@ def prepare_float(
         RuntimeRefusedError: onnxruntime cannot open the model.
     """
     needs_21 = preset is not None and preset.needs_opset_21
-    work, notes, given = prepare(model, needs_opset_21=needs_21, requantize=requantize)
+    taken_back = []
+    if requantize and is_quantized(model):
+        model = load(model)
+        taken_back.append(f"the model was quantized: {to_float(model)} constants were taken back")
+    work, notes, given = prepare(model, needs_opset_21=needs_21)
+    notes = taken_back + notes
     return Prepared(work, notes, {node.name or "": node for node in work.graph}, model, given)
 
 
@@ -139,7 +156,8 @@ def quantize_once(
 
     Args:
         prepared: from `prepare_float`.
-        calibration: statistics of `tensors_to_calibrate`, gathered on ``prepared.model``.
+        calibration: statistics of `tensors_to_calibrate`, gathered on ``prepared.model``;
+            None for dynamic plans.
         plan: what to do.
 
     Raises:
@@ -148,19 +166,39 @@ def quantize_once(
         DataError: the calibration does not know a tensor that is needed.
     """
     work = load(prepared.model)
-    report = QuantizeReport(plan.preset.name, calibration.feeds, warnings=list(prepared.notes))
+    report = QuantizeReport(plan.preset.name, warnings=list(prepared.notes))
     warning = unverifiable(plan.preset)
     if warning is not None:
         report.warnings.append(warning)
     selection = _select(work, plan)
-    if plan.dynamic:
-        raise NotImplementedError
     check_weights(selection.chosen)
-    ranges = _ranges(prepared, calibration, plan, selection, report)
+    if plan.dynamic:
+        active = write_dynamic(work, selection, plan.preset, plan.weight_scales)
+        return _finished(prepared, work, selection, active, report)
+    if calibration is None:
+        raise UsageError("a plan that is not dynamic needs a calibration")
+    report.feeds = calibration.feeds
+    ranges = PlannedRanges(prepared.ranges_of(calibration, plan.method), plan.ranges)
+    keep_tails_float(selection, ranges)
     if plan.engine == "onnxruntime":
-        return _plain(prepared, work, plan, selection, ranges, report)
+        needed = {name: ranges[name] for name in wanted_tensors(selection.chosen)}
+        report.ranges, report.warnings = len(ranges.used), [*report.warnings, *ranges.warnings]
+        return _plain(prepared, work, plan, selection, needed, report)
     written = write_qdq(work, selection, plan.preset, ranges, plan.weight_scales)
-    _count(selection, written.active, report)
+    report.ranges, report.warnings = len(ranges.used), [*report.warnings, *ranges.warnings]
+    if plan.form == "qoperator":
+        to_operators(work)
+    return _finished(prepared, work, selection, written.active, report)
+
+
+def _finished(
+    prepared: Prepared,
+    work: ir.Model,
+    selection: Selection,
+    active: set[int],
+    report: QuantizeReport,
+) -> tuple[ir.Model, QuantizeReport]:
+    _count(selection, active, report)
     restore(work, prepared.original, prepared.given_names)
     return work, report
 
@@ -188,56 +226,12 @@ def _select(model: ir.Model, plan: QuantPlan) -> Selection:
     for name in sorted(plan.float_nodes | (plan.only or frozenset())):
         if name not in names:
             raise UsageError(f"the plan names a node {name!r} that the model has not")
+    op_types = plan.op_types
+    if plan.dynamic and op_types is None:
+        op_types = DYNAMIC_OPERATORS
     return select(
-        model, plan.preset, op_types=plan.op_types, float_nodes=plan.float_nodes, only=plan.only
+        model, plan.preset, op_types=op_types, float_nodes=plan.float_nodes, only=plan.only
     )
-
-
-def _ranges(
-    prepared: Prepared,
-    calibration: Calibration,
-    plan: QuantPlan,
-    selection: Selection,
-    report: QuantizeReport,
-) -> dict[str, Range]:
-    choices = choices_of(prepared, calibration, plan.method)
-    found: dict[str, Range] = {}
-    wanted = (
-        wanted_tensors(selection.chosen)
-        if plan.engine == "onnxruntime"
-        else ranges_wanted(selection.chosen, plan.preset)
-    )
-    for name in wanted:
-        if name in plan.ranges:
-            found[name] = plan.ranges[name]
-        elif name not in choices:
-            raise DataError(
-                f"the calibration has no statistics of tensor {name!r}; calibrate this model, with "
-                "tensors_to_calibrate"
-            )
-        elif choices[name].method == "empty":
-            report.warnings.append(f"tensor {name!r} was empty in all feeds; its scale is a guess")
-            found[name] = (0.0, 1.0)
-        else:
-            found[name] = choices[name].range
-            report.ranges += 1
-    return found
-
-
-def choices_of(prepared: Prepared, calibration: Calibration, method: str) -> dict[str, Choice]:
-    """The range of every calibrated tensor, with the method it is from; computed once.
-
-    Tensors that decide a ranking keep all of their range.
-    """
-    key = id(calibration), method
-    if key not in prepared._choices:
-        check_method(method)
-        ranked = ranked_tensors(prepared.model)
-        whole = {name: one for name, one in calibration.tensors.items() if name in ranked}
-        rest = {name: one for name, one in calibration.tensors.items() if name not in ranked}
-        chosen = choose_ranges(rest, method) | choose_ranges(whole, "minmax")
-        prepared._choices[key] = calibration, chosen  # kept alive, so its id stays its own
-    return prepared._choices[key][1]
 
 
 def _count(selection: Selection, active: set[int], report: QuantizeReport) -> None:
@@ -258,7 +252,7 @@ def quantize_model(
     model: ir.Model,
     feeds: Any,
     *,
-    preset: str = "auto",
+    preset: str | QuantizePreset = "auto",
     exclude: Sequence[str] = (),
     method: str = "auto",
     form: Form = "qdq",
@@ -272,7 +266,8 @@ def quantize_model(
         model: a float model; it stays as it is. BatchNormalization should be folded before.
         feeds: calibration data: what `onnxslim.calibration.streams.open_feeds` takes; one feed is
             in memory at a time.
-        preset: ``auto`` for this processor, or a name from `onnxslim.quantization.presets`.
+        preset: ``auto`` for this processor, a name from `onnxslim.quantization.presets`, or
+            settings.
         exclude: nodes to leave in float: their names, the names of their outputs, or patterns.
         method: how ranges are chosen: ``minmax``, ``percentile``, ``entropy``, ``mse``, or ``auto``
             for the one of least expected error per tensor.
@@ -292,7 +287,7 @@ def quantize_model(
         RuntimeRefusedError: onnxruntime cannot open the model as it is.
     """
     check_method(method)
-    settings = find_preset(preset)
+    settings = find_preset(preset) if isinstance(preset, str) else preset
     prepared = prepare_float(model, preset=settings, requantize=requantize)
     float_nodes = frozenset(find_nodes(prepared.model.graph, exclude))
     plan = QuantPlan(settings, form, float_nodes, method=method)
@@ -306,10 +301,40 @@ def quantize_model(
     )  # fmt: skip
     first = FeedChecker(specs).feed(watched.item, Place(0))
     if prepared.notes:
-        check_conversion(model, prepared.model, first)
+        is_half = any("float16" in note for note in prepared.notes)
+        check_conversion(prepared.original, prepared.model, first, is_half=is_half)
     result, report = quantize_once(prepared, calibration, plan)
+    if form == "qdq":
+        result, report = _without_overflow(prepared, calibration, plan, first, (result, report))
     report.warnings.extend(note for note in calibration.notes if note not in report.warnings)
     check_result(result, first)
+    return result, report
+
+
+def _without_overflow(
+    prepared: Prepared,
+    calibration: Calibration,
+    plan: QuantPlan,
+    feed: Feed,
+    found: tuple[ir.Model, QuantizeReport],
+) -> tuple[ir.Model, QuantizeReport]:
+    """``found``, or the same with weights of 7 bits when kernels here overflow with 8.
+
+    Raises:
+        InvalidModelError: a result that onnxruntime does not open.
+    """
+    if plan.preset.reduce_range or unverifiable(plan.preset) is not None:
+        return found
+    check_result(found[0], feed)
+    gap = fake_real_gap(prepared.original, found[0], [feed])
+    if not gap.is_overflow:
+        return found
+    narrow = replace(plan, preset=replace(plan.preset, reduce_range=True))
+    result, report = quantize_once(prepared, calibration, narrow)
+    report.warnings.append(
+        f"int8 kernels of this processor overflow with weights of 8 bits ({gap.real:.1f} dB "
+        f"instead of {gap.fake:.1f} dB at output {gap.output!r}): weights have 7 bits"
+    )
     return result, report
 
 
@@ -322,7 +347,7 @@ class _FirstSeen:
 
     def _watched(self, stream: FeedStream) -> Iterator[tuple[Place, Callable[[], Any]]]:
         for number, (place, load_item) in enumerate(stream.loaders()):
-            yield place, (lambda: self._kept(load_item)) if number == 0 else load_item
+            yield place, partial(self._kept, load_item) if number == 0 else load_item
 
     def _kept(self, load_item: Callable[[], Any]) -> Any:
         self.item = load_item()

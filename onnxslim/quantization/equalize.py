@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from onnxslim.calibration.store import Calibration
 from onnxslim.errors import DataError
 from onnxslim.io import load
 from onnxslim.ir.constants import constant_tensor
-from onnxslim.ir.edit import add_initializer, replace_value
+from onnxslim.ir.edit import Names, add_initializer, replace_value
 from onnxslim.quantization.bias_correction import correct_analytically, correct_empirically
 from onnxslim.quantization.cross_layer import STEP as CROSS_LAYER
 from onnxslim.quantization.cross_layer import clip_inputs, equalize_layers
@@ -31,18 +32,21 @@ from onnxslim.quantization.engine import (
 )
 from onnxslim.quantization.scaling import Kind, Note
 from onnxslim.quantization.smooth import STEP as SMOOTH
-from onnxslim.quantization.smooth import Rounding, smooth_activations
+from onnxslim.quantization.smooth import smooth_activations
 from onnxslim.runtime.session import open_session
 from onnxslim.runtime.specs import Feed
 from onnxslim.validation.accuracy import AgreementMeter
 
 NORMS, LAYERS = f"{SMOOTH}-norms", f"{SMOOTH}-layers"
 
-STEPS = (CROSS_LAYER, NORMS, LAYERS)
-"""The steps of `equalize`, in order: weights of neighbouring layers, then outliers of activations
-behind normalizations, then those between layers."""
+CLIPS = f"{CROSS_LAYER}-clips"
+
+STEPS = (CROSS_LAYER, CLIPS, NORMS, LAYERS)
+"""The steps of `equalize`, in order: weights of neighbouring layers, the same across bounds that
+the data does not reach, outliers of activations behind normalizations, then those elsewhere."""
 
 _WORTH_DB = 0.1  # a step has to gain more than this
+_WORTH_CLIPS_DB = 3.0  # and more where the model changes for data beyond what was seen
 _MOST_DB = 150.0  # stands for equal outputs
 _HELD_OUT = 4  # every so many-th feed judges
 _BIAS_FEEDS = 8
@@ -82,6 +86,9 @@ def equalize(
 ) -> Equalized:
     """Prepares the float model for 8 bits without changing what it computes.
 
+    One step does change it, for data beyond what was seen: a Clip whose bound is out of reach may
+    become a Relu, where that gains more than 3 dB; the note says so.
+
     Args:
         prepared: from `prepare_float`; it stays as it is.
         feeds: calibration samples. Every fourth feed judges and is not used otherwise; of fewer
@@ -106,7 +113,7 @@ def equalize(
         else:
             best, verdict = trial.better(step, candidate, best)
             notes.append(verdict)
-            notes.extend(replace(note, kept=note.kept and verdict.kept) for note in found)
+            notes.extend(found if verdict.kept else map(_dropped, found))
         if progress is not None:
             progress(done, len(steps))
     return Equalized(best.prepared, best.calibration, notes, before.sqnr_db, best.sqnr_db)
@@ -151,9 +158,8 @@ def correct_biases(
         is_better = reached > best_db + _WORTH_DB
         text = f"mean errors {name}: {reached:.1f} dB instead of {best_db:.1f} dB"
         notes.append(Note("bias", "model", text, kept=is_better))
-        notes.extend(
-            replace(note, kept=note.kept and is_better) for note in found if note not in notes
-        )
+        found = found if is_better else [_dropped(note) for note in found]
+        notes.extend(note for note in found if note not in notes)
         if is_better:
             best, best_db = candidate, reached
     return best, notes
@@ -169,22 +175,52 @@ class _Measured:
 
 
 class _Reference:
-    """What the float model answers to the judging feeds."""
+    """What the float model answers to the judging feeds.
+
+    Where an output is a Softmax or Sigmoid, the scores before it are compared: squashed numbers
+    hardly move on sure samples, whatever 8 bits do to them.
+    """
 
     def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
-        session = open_session(model, optimize=False)
-        self._names = session.output_names
         self._feeds = feeds
-        self._answers = [session.run(feed) for feed in feeds]
+        self._names, self._answers = _answers(model, feeds, optimize=False)
 
     def sqnr_db(self, model: ir.Model, *, optimize: bool = True) -> float:
         """Mean over the outputs of floating point, each limited to 150 dB."""
-        session = open_session(model, optimize=optimize)
         meter = AgreementMeter(self._names)
-        for feed, answers in zip(self._feeds, self._answers, strict=True):
-            meter.add(answers, session.run(feed))
-        found = [one.sqnr_db for one in meter.result() if one.sqnr_db is not None]
-        return float(np.mean(np.clip(found, -_MOST_DB, _MOST_DB))) if found else _MOST_DB
+        _, found = _answers(model, self._feeds, optimize=optimize)
+        for wanted, got in zip(self._answers, found, strict=True):
+            meter.add(wanted, got)
+        ratios = [one.sqnr_db for one in meter.result() if one.sqnr_db is not None]
+        return float(np.mean(np.clip(ratios, -_MOST_DB, _MOST_DB))) if ratios else _MOST_DB
+
+
+def _answers(
+    model: ir.Model, feeds: Sequence[Feed], *, optimize: bool
+) -> tuple[list[str], list[list[Any]]]:
+    """Names of the outputs, or of the scores behind them, and what they are on each feed."""
+    copy = load(model)
+    graph = copy.graph
+    judged = [_scores(value) for value in graph.outputs]
+    for value in judged:
+        if not value.is_graph_output():
+            graph.outputs.append(value)
+    names = [value.name or "" for value in judged]
+    session = open_session(copy, optimize=optimize)
+    return names, [session.run(feed, names) for feed in feeds]
+
+
+def _scores(output: ir.Value) -> ir.Value:
+    """What a last Softmax or Sigmoid squashes; other outputs themselves."""
+    node = output.producer()
+    while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        source = node.inputs[0]
+        node = source.producer() if source is not None else None
+    if node is None or node.op_type not in ("LogSoftmax", "Sigmoid", "Softmax"):
+        return output
+    source = node.inputs[0]
+    is_made = source is not None and source.producer() is not None and source.graph is output.graph
+    return source if source is not None and is_made else output
 
 
 class _Trial:
@@ -192,24 +228,18 @@ class _Trial:
 
     def __init__(self, prepared: Prepared, feeds: Sequence[Feed], plan: QuantPlan) -> None:
         self.feeds, judging, self.notes = _split(feeds)
-        self._plan = plan
+        self.plan = plan
         self._reference = _Reference(prepared.model, judging)
-
-    @property
-    def rounding(self) -> Rounding:
-        """How the plan rounds."""
-        preset = self._plan.preset
-        return Rounding(preset.reduce_range, preset.signed_activations)
 
     def measure(self, candidate: Prepared) -> _Measured:
         """Calibrates and quantizes; runs the result with the kernels of a deployment."""
-        wanted = dict.fromkeys(tensors_to_calibrate(candidate, self._plan))
+        wanted = dict.fromkeys(tensors_to_calibrate(candidate, self.plan))
         known = {
             value.name: value for node in candidate.model.graph for value in node.inputs if value
         }
         wanted.update(dict.fromkeys(n for n in clip_inputs(candidate.model) if n in known))
         found = calibrate(candidate.model, self.feeds, tensors=list(wanted), strict=True)
-        int8, _ = quantize_once(candidate, found, self._plan)
+        int8, _ = quantize_once(candidate, found, self.plan)
         return _Measured(candidate, found, self._reference.sqnr_db(int8))
 
     def better(self, step: str, candidate: Prepared, best: _Measured) -> tuple[_Measured, Note]:
@@ -219,17 +249,27 @@ class _Trial:
             text = f"changes the float model by {exact:.0f} dB, which it must not"
             return best, Note(step, "model", text, kept=False)
         found = self.measure(candidate)
-        is_better = found.sqnr_db > best.sqnr_db + _WORTH_DB
+        worth = _WORTH_CLIPS_DB if step == CLIPS else _WORTH_DB
+        is_better = found.sqnr_db > best.sqnr_db + worth
         text = f"{found.sqnr_db:.1f} dB instead of {best.sqnr_db:.1f} dB"
         return found if is_better else best, Note(step, "model", text, kept=is_better)
 
 
 def _run(step: str, candidate: Prepared, calibration: Calibration, trial: _Trial) -> list[Note]:
     if step == CROSS_LAYER:
+        return equalize_layers(candidate.model)
+    if step == CLIPS:
+        if not clip_inputs(candidate.model):
+            return []
         maxima = {name: one.high for name, one in calibration.tensors.items()}
         return equalize_layers(candidate.model, input_maxima=maxima)
     kinds: tuple[Kind, ...] = ("norm",) if step == NORMS else ("linear",)
-    return smooth_activations(candidate.model, trial.feeds, trial.rounding, kinds=kinds)
+    return smooth_activations(candidate.model, trial.feeds, trial.plan.preset, kinds=kinds)
+
+
+def _dropped(note: Note) -> Note:
+    """The note of a site whose step was not kept."""
+    return replace(note, text=f"{note.text}; not kept", kept=False) if note.kept else note
 
 
 def _split(feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed], list[Note]]:
@@ -244,9 +284,10 @@ def _split(feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed], list[Note]]:
 
 
 def _copy(prepared: Prepared) -> Prepared:
-    """A copy that may be changed, with transposed weights as weights."""
+    """A copy that may be changed, with transposed weights as weights, and vectors unshared."""
     model = load(prepared.model)
     _fold_transposed_weights(model)
+    _separate_vectors(model)
     names = {node.name or "": node for node in model.graph}
     return Prepared(model, list(prepared.notes), names, prepared.original, prepared.given_names)
 
@@ -270,3 +311,16 @@ def _fold_transposed_weights(model: ir.Model) -> None:
         graph.remove(node, safe=True)
         if not source.uses() and not source.is_graph_output() and source.name is not None:
             del graph.initializers[source.name]
+
+
+def _separate_vectors(model: ir.Model) -> None:
+    """Gives every reader of a vector its own: equal biases and norms may be stored once."""
+    fresh = Names(model).fresh
+    for value in list(model.graph.initializers.values()):
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 1:
+            continue
+        for node, index in list(value.uses())[1:]:
+            if node.graph is model.graph and tensor.size > 1:
+                name = fresh(f"{value.name}_own")
+                node.replace_input_with(index, add_initializer(model.graph, tensor.numpy(), name))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxslim.ir.constants import array
-from onnxslim.quantization.prepare import channel_axis
+from onnxslim.quantization.axes import channel_axis
 from onnxslim.quantization.presets import QuantizePreset
 from onnxslim.quantization.selection import MATRIX_OPS
 
@@ -77,11 +77,16 @@ def mark(chosen: Sequence[ir.Node], preset: QuantizePreset) -> Marks:
     for node in chosen:
         if node.op_type in MOVES and not _is_lookup(node):
             _mark_move(node, preset, marks)
-        elif node.op_type in BOUNDS and node.inputs[0] in marks.tensors:
-            _mark_own(node, preset, marks)
-        elif node.op_type == "Where" and all(v in marks.tensors for v in node.inputs[1:3]):
+        elif _follows(node, marks):
             _mark_own(node, preset, marks)
     return marks
+
+
+def _follows(node: ir.Node, marks: Marks) -> bool:
+    """True for nodes that work in int8 where their inputs are."""
+    if node.op_type in BOUNDS:
+        return node.inputs[0] in marks.tensors
+    return node.op_type == "Where" and all(one in marks.tensors for one in node.inputs[1:3])
 
 
 def _is_lookup(node: ir.Node) -> bool:
@@ -151,16 +156,6 @@ def _mark_move(node: ir.Node, preset: QuantizePreset, marks: Marks) -> None:
         return
     _mark_outputs(node, preset, marks, is_shared=True)
     marks.active.add(id(node))
-
-
-def ranges_wanted(chosen: Sequence[ir.Node], preset: QuantizePreset) -> list[str]:
-    """The tensors whose ranges `write_qdq` needs, in order."""
-    marks = mark(chosen, preset).tensors
-    return [
-        found.range_name
-        for value, found in marks.items()
-        if found.source is None and not value.is_initializer()
-    ]
 
 
 def bounds_of(node: ir.Node) -> tuple[float, float] | None:

@@ -116,6 +116,8 @@ def _restore_values(result: ir.Model, original: ir.Model) -> None:
         if value.is_initializer():
             continue
         before = known.get(value.name)
+        if before is not None and before.dtype == ir.DataType.FLOAT16 and not _is_end(value):
+            before = None  # computed in float32 now
         value.type = before.type if before is not None else None
         shape = before.shape if before is not None else None
         value.shape = shape.copy() if shape is not None else None
@@ -124,6 +126,10 @@ def _restore_values(result: ir.Model, original: ir.Model) -> None:
             value.metadata_props.clear()
             value.metadata_props.update(before.metadata_props)
             value.meta.update(before.meta)
+
+
+def _is_end(value: ir.Value) -> bool:
+    return value.is_graph_input() or value.is_graph_output()
 
 
 def _restore_model(result: ir.Model, original: ir.Model) -> None:

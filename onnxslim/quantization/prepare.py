@@ -16,6 +16,8 @@ from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import Names, replace_value
 from onnxslim.ir.schema import ONNX_DOMAINS, default_opset
 from onnxslim.ir.traversal import nodes
+from onnxslim.quantization.axes import channel_axis
+from onnxslim.quantization.half import to_island
 from onnxslim.runtime.session import open_session
 from onnxslim.runtime.specs import runtime_dtype
 
@@ -33,14 +35,13 @@ _QUANTIZED_OPS = frozenset({"ConvInteger", "MatMulInteger", "MatMulNBits", "QAtt
 
 
 def prepare(
-    model: ir.Model, *, needs_opset_21: bool = False, requantize: bool = False
+    model: ir.Model, *, needs_opset_21: bool = False
 ) -> tuple[ir.Model, list[str], dict[str, str]]:
     """A copy with constants as initializers, a recent opset and a type for every value.
 
     Args:
         model: stays as it is.
         needs_opset_21: the numbers will have 16 bits.
-        requantize: take a quantized model back to float.
 
     Returns:
         The copy, notes for the report, and the given names of nodes that got another.
@@ -49,8 +50,8 @@ def prepare(
         InvalidModelError: already quantized, or an opset that cannot be raised.
         RuntimeRefusedError: onnxruntime cannot open the model.
     """
-    _refuse_quantized(model)
     notes = []
+    _refuse_quantized(model)
     before = default_opset(model)
     if needs_opset_21 and before < _OPSET_OF_16_BITS:
         work = convert_opset(model, _OPSET_OF_16_BITS)
@@ -70,17 +71,37 @@ def prepare(
     _separate_weights(work)
     shapes.infer(work)
     _complete_types(work)
+    if to_island(work):
+        notes.append(
+            "the model is in float16: it was computed in float32 between its inputs and "
+            "outputs, and what is not int8 is stored so"
+        )
+        _own_tensors(work)
+        given |= _name_nodes(work)
+        shapes.infer(work)
     return work, notes, given
 
 
-def _refuse_quantized(model: ir.Model) -> None:
+def is_quantized(model: ir.Model) -> bool:
+    """True when a node takes, gives or converts to integers of few bits."""
+    return _first_quantized(model) is not None
+
+
+def _first_quantized(model: ir.Model) -> ir.Node | None:
     for node in nodes(model):
         if node.op_type in _QUANTIZED_OPS or any(m in node.op_type for m in _QUANTIZED_MARKS):
-            label = node.name or next((v.name for v in node.outputs if v.name), "")
-            raise InvalidModelError(
-                f"the model is already quantized: node {label!r} is a {node.op_type}; "
-                "give the float model"
-            )
+            return node
+    return None
+
+
+def _refuse_quantized(model: ir.Model) -> None:
+    node = _first_quantized(model)
+    if node is not None:
+        label = node.name or next((v.name for v in node.outputs if v.name), "")
+        raise InvalidModelError(
+            f"the model is already quantized: node {label!r} is a {node.op_type}; "
+            "give the float model, or let it be taken back to float first (requantize)"
+        )
 
 
 def _drop_weights_from_inputs(model: ir.Model) -> bool:
@@ -186,28 +207,6 @@ def _way_of_use(graph: ir.Graph, node: ir.Node, index: int, tensor: ir.TensorPro
         if node.op_type in ("ConvTranspose", "MatMul"):
             return "whole"
     return "shared"
-
-
-def channel_axis(node: ir.Node, index: int, rank: int) -> int | None:
-    """The axis of output channels of a weight, or None when it has none.
-
-    Args:
-        node: reads the weight.
-        index: as which input.
-        rank: dimensions of the weight.
-    """
-    if index != 1 or rank < 2:
-        return None
-    match node.op_type:
-        case "Conv":
-            return 0
-        case "ConvTranspose":
-            return 1 if node.attributes.get_int("group", 1) == 1 else None
-        case "Gemm":
-            return 0 if node.attributes.get_int("transB", 0) else 1
-        case "MatMul":
-            return 1 if rank == 2 else None  # QLinearMatMul takes scales of matrices only
-    return None
 
 
 def _copy_for(

@@ -145,7 +145,8 @@ def read_range(site: Site) -> Floats:
 
 def _largest(ports: Sequence[Port], channels: int) -> Floats:
     each = [largest_per_channel(content(p.value), p.labels, channels) for p in ports]
-    return np.maximum.reduce(each)
+    largest: Floats = np.maximum.reduce(each)
+    return largest
 
 
 def powers_of_two(factors: Floats) -> Floats:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxslim.errors import InvalidModelError, UsageError
 from onnxslim.io import is_opaque_initializer
+from onnxslim.ir.constants import scalar
 from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.ir.traversal import subgraphs_of
 from onnxslim.quantization.presets import QuantizePreset
@@ -159,13 +160,32 @@ def _operator_reason(node: ir.Node, preset: QuantizePreset) -> str | None:
     match node.op_type:
         case "Conv" | "ConvTranspose" | "Gemm" if not all(constant[1:]) or constant[0]:
             return "weights are not constant"
+        case "Gemm" if not _is_bias_per_column(node):
+            return "its bias differs by row"
         case "MatMul" if all(constant):
             return "constant"
+        case "Pad" if not _pads_zeros(node):
+            return "it pads with other numbers than zero"
         case "MatMul" if preset.constant_matmul_only and not any(map(_is_fixed, node.inputs)):
             return "a product of two activations"
         case "Relu" | "Clip" if _read_elsewhere(node):
             return "its input is wanted as it is"  # the engine would give both one range
     return None
+
+
+def _is_bias_per_column(node: ir.Node) -> bool:
+    """False for a bias of a Gemm that int8 kernels do not know."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    shape = bias.const_value.shape.numpy() if bias is not None and bias.const_value else ()
+    return all(length == 1 for length in shape[:-1])
+
+
+def _pads_zeros(node: ir.Node) -> bool:
+    """True when a Pad repeats numbers or adds zeros."""
+    if node.attributes.get_string("mode", "constant") != "constant":
+        return True
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    return value is None or scalar(value) == 0
 
 
 def _is_fixed(value: ir.Value | None) -> bool:

@@ -13,15 +13,9 @@ import onnx_ir as ir
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.ir.shapes import rank
+from onnxslim.quantization.following import RefusedError, axis_labels, own_constant
 from onnxslim.quantization.scaling import Kind, Labels, Port, Read, Site
-from onnxslim.quantization.site_rules import (
-    HOMOGENEOUS,
-    LINEAR,
-    RULES,
-    RefusedError,
-    axis_labels,
-    own_constant,
-)
+from onnxslim.quantization.site_rules import HOMOGENEOUS, LINEAR, RULES
 
 _NORMS_LAST = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 _NORMS_FIRST = frozenset({"BatchNormalization", "InstanceNormalization"})
@@ -108,7 +102,9 @@ class _Start:
 
 def _producer(node: ir.Node) -> tuple[Kind, int, Labels, _Start] | None:
     """Kind, number of channels, labels of the output, and constants; None for other nodes."""
-    if node.domain not in (*ONNX_DOMAINS, "com.microsoft") or not node.outputs:
+    if node.op_type == "SimplifiedLayerNormalization" and node.domain == "com.microsoft":
+        return _norm(node)
+    if node.domain not in ONNX_DOMAINS or not node.outputs:
         return None
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return None
@@ -167,7 +163,7 @@ def _norm(node: ir.Node) -> tuple[Kind, int, Labels, _Start] | None:
         axis = node.attributes.get_int("axis", -1) or 0
         if axis % out_rank != out_rank - 1:
             return None
-    if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0):
+    if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) == 1:
         return None
     plain = axis_labels(shape[0], 0, 1)
     shifts = ((2, plain),) if _is_given(node, 2) else ()
@@ -246,6 +242,10 @@ def _visit(node: ir.Node, walk: Walk) -> None:
         if rule is None or any(attribute.is_ref() for attribute in node.attributes.values()):
             raise RefusedError(f"{node.op_type} does not pass a scale on")
         rule(node, walk)
+        for output in node.outputs:
+            labels = walk.channels_of(output)
+            if labels is not None and not labels.size:  # an empty tensor holds no channels
+                del walk.labels[output]
     except RefusedError as refusal:
         for value in node.inputs:
             labels = walk.channels_of(value)

@@ -24,7 +24,9 @@ from onnxslim.calibration.run import calibrate
 from onnxslim.ir import shapes
 from onnxslim.quantization import grids
 from onnxslim.quantization.activations import Activations, product
-from onnxslim.quantization.prepare import channel_axis
+from onnxslim.quantization.axes import channel_axis
+from onnxslim.quantization.marks import is_depthwise
+from onnxslim.quantization.presets import QuantizePreset
 from onnxslim.quantization.scaling import (
     Floats,
     Kind,
@@ -51,28 +53,10 @@ _WORTH = 0.9
 _FEEDS, _ELEMENTS = 4, 1 << 18
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """How the simulation rounds.
-
-    Attributes:
-        reduce_range: weights keep 7 bits.
-        signed: activations are int8, else uint8.
-    """
-
-    reduce_range: bool = False
-    signed: bool = False
-
-    @property
-    def activations(self) -> ir.DataType:
-        """Type of activations."""
-        return ir.DataType.INT8 if self.signed else ir.DataType.UINT8
-
-
 def smooth_activations(
     model: ir.Model,
     feeds: Sequence[Feed],
-    rounding: Rounding | None = None,
+    preset: QuantizePreset,
     *,
     kinds: Collection[Kind] = ("linear", "norm"),
     alphas: Sequence[float] = ALPHAS,
@@ -83,7 +67,7 @@ def smooth_activations(
     Args:
         model: a float32 model with constants as initializers and folded BatchNormalization.
         feeds: calibration samples; all are run once, the first few again for each site.
-        rounding: what the simulation assumes.
+        preset: how numbers will be rounded.
         kinds: of sites, as of `Site`.
         alphas: in (0, 1]; the exponents to choose from.
         progress: called with sites done and sites in all.
@@ -104,7 +88,7 @@ def smooth_activations(
     maxima = _channel_maxima(model, sites, feeds)
     names = [read.source.name or "" for site in sites for read in site.reads]
     taps = Activations(model, names)
-    judge = _Judge(taps, feeds[:_FEEDS], rounding or Rounding(), model.graph.opset_imports)
+    judge = _Judge(taps, feeds[:_FEEDS], preset, model.graph.opset_imports)
     chosen = []
     for done, site in enumerate(sites, start=1):
         chosen.append(judge.choose(site, maxima[site.name], alphas))
@@ -170,7 +154,7 @@ class _Judge:
     Args:
         taps: the model, open.
         feeds: a few samples.
-        rounding: how to round.
+        preset: how to round.
         opsets: of the model.
     """
 
@@ -178,10 +162,10 @@ class _Judge:
         self,
         taps: Activations,
         feeds: Sequence[Feed],
-        rounding: Rounding,
+        preset: QuantizePreset,
         opsets: Mapping[str, int],
     ) -> None:
-        self._taps, self._feeds, self._rounding, self._opsets = taps, feeds, rounding, opsets
+        self._taps, self._feeds, self._preset, self._opsets = taps, feeds, preset, opsets
 
     def choose(self, site: Site, maxima: Floats, alphas: Sequence[float]) -> _Choice:
         """The alpha of least local error."""
@@ -215,7 +199,12 @@ class _Judge:
             weight = self._round_weight(read, content(read.port.value), factors)
             scaled = [array / factors[read.labels] for array in samples[_name(read)]]
             limits = (min(float(x.min()) for x in scaled), max(float(x.max()) for x in scaled))
-            grid = grids.activation_grid(limits, self._rounding.activations)
+            grid = grids.activation_grid(
+                limits,
+                self._preset.activations,
+                symmetric=self._preset.symmetric_activations,
+                smallest=self._preset.smallest_range,
+            )
             noise = signal = 0.0
             for array, true in zip(scaled, wanted, strict=True):
                 coarse = grids.decode(grids.encode(array.astype(np.float32), grid), grid)
@@ -226,12 +215,14 @@ class _Judge:
         return total
 
     def _round_weight(self, read: Read, weight: Array, factors: Floats) -> Array:
-        scaled = (weight * factors[read.port.labels]).astype(np.float32)
-        dtype = ir.DataType.INT8
-        codes = grids.weight_codes(dtype, symmetric=True, reduced=self._rounding.reduce_range)
+        preset, scaled = self._preset, (weight * factors[read.port.labels]).astype(np.float32)
+        dtype, symmetric = preset.weights, preset.weights == ir.DataType.INT8
+        spared = preset.whole_depthwise and is_depthwise(read.node, read.port.value)
+        reduced = preset.reduce_range and not spared
+        codes = grids.weight_codes(dtype, symmetric=symmetric, reduced=reduced)
         axis = channel_axis(read.node, 1, scaled.ndim)
-        if axis is None:
-            grid = grids.tensor_grid(scaled, dtype, codes, symmetric=True)
+        if axis is None or not preset.per_channel:
+            grid = grids.tensor_grid(scaled, dtype, codes, symmetric=symmetric)
         else:
             grid = grids.channel_grid(scaled, axis, dtype, codes)
         return grids.decode(grids.encode(scaled, grid), grid)

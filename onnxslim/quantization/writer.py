@@ -47,8 +47,8 @@ def write_qdq(
         model: from `prepare`; it is changed.
         selection: nodes of its main graph.
         preset: the settings.
-        ranges: lowest and highest value of every float tensor that the chosen nodes read or write
-            and that is no constant, by name.
+        ranges: lowest and highest value of the float tensors that the chosen nodes read or write
+            and that are no constants, by name; those that are needed are asked for.
         scales: steps for weights instead of those that span them: a number or one per channel.
     """
     return _Writer(model, selection, preset, ranges, scales or {}).run()
@@ -79,9 +79,6 @@ class _Writer:
         for node in self._selection.chosen:
             if node.op_type == "Gemm" and id(node) in self._reads:
                 self._fold_factors(node)
-        for value in self._marks.tensors:
-            if self._marks.tensors[value].source is None:
-                self._grids[value] = self._grid_of(value)
         done = Written(set(self._marks.active))
         for node in self._selection.chosen:
             if id(node) in self._reads and node.op_type in BOUNDS:
@@ -102,6 +99,12 @@ class _Writer:
     # ---- grids
 
     def _grid_of(self, value: ir.Value) -> Grid:
+        """The grid of a tensor that shares none; computed when it is asked for."""
+        if value not in self._grids:
+            self._grids[value] = self._new_grid(value)
+        return self._grids[value]
+
+    def _new_grid(self, value: ir.Value) -> Grid:
         found, preset = self._marks.tensors[value], self._preset
         if value.is_initializer():
             return self._constant_grid(value, found)
@@ -160,10 +163,10 @@ class _Writer:
             assert weights is not None
             inputs = self._marks.root(first)
             self._operands[id(node)] = inputs, weights
-            grid = self._grids[weights]
+            grid = self._grid_of(weights)
             if grid.dtype == ir.DataType.INT8:
                 values = _flat_bias(bias, grid)
-                self._grids[weights] = grids.room_for_bias(grid, self._grids[inputs], values)
+                self._grids[weights] = grids.room_for_bias(grid, self._grid_of(inputs), values)
 
     def _bias_of(self, node: ir.Node) -> ir.Value | None:
         """The constant bias of a node in int8 that has one."""
@@ -189,7 +192,7 @@ class _Writer:
             or bounds is None
         ):
             return
-        low, high = self._grids[after].limits
+        low, high = self._grid_of(after).limits
         if low < bounds[0] or high > bounds[1]:
             return
         name = after.name
@@ -207,7 +210,7 @@ class _Writer:
         if not uses:
             return
         self._touched.add(value)
-        grid, base = self._grids[value], value.name or ""
+        grid, base = self._grid_of(value), value.name or ""
         scale, zero = self._scale_and_zero(value)
         if self._preset.weight_pairs:
             self._write_pairs_at(value, uses, found)
@@ -280,7 +283,7 @@ class _Writer:
     def _scale_and_zero(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
         root = self._marks.root(value)
         if root not in self._numbers:
-            grid, base = self._grids[root], root.name or ""
+            grid, base = self._grid_of(root), root.name or ""
             self._numbers[root] = (
                 add_initializer(self._graph, grid.scale, self._names.fresh(f"{base}_scale")),
                 add_initializer(self._graph, grid.zero, self._names.fresh(f"{base}_zero_point")),
@@ -314,7 +317,7 @@ class _Writer:
         if bias is None:
             return
         inputs, weights = self._operands[id(node)]
-        grid = grids.bias_grid(self._grids[weights], self._grids[inputs])
+        grid = grids.bias_grid(self._grid_of(weights), self._grid_of(inputs))
         values, base = _flat_bias(bias, grid), bias.name or ""
         names = [self._names.fresh(f"{base}_{end}") for end in ("quantized", "scale", "zero_point")]
         arrays = (grids.encode_bias(values, grid), grid.scale, grid.zero)

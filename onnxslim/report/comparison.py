@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from onnxslim.report.table import count, size
+from onnxslim.report.numbers import count, size
 
 if TYPE_CHECKING:
     from onnxslim.api import Inspection

@@ -18,7 +18,7 @@ from onnxslim.errors import UsageError
 from onnxslim.ir import shapes
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import Names
-from onnxslim.ir.schema import ONNX_DOMAINS, opset_of, schema
+from onnxslim.ir.schema import ONNX_DOMAINS, is_op, opset_of, schema
 from onnxslim.ir.traversal import graphs, subgraphs_of
 
 # Attributes that say which type an output has.
@@ -67,10 +67,13 @@ class _Conversion:
         self.casts: dict[tuple[ir.Graph | None, ir.Value], ir.Value] = {}
         self.originals: dict[ir.Value, ir.Value] = {}
         self.unchanged: set[ir.Value] = set()
+        self.changed: set[ir.Value] = set()
 
     def run(self) -> FloatChange:
         declared = {value for graph in self._graphs() for value in _values(graph) if value.type}
         shapes.infer(self.model)
+        while self._type_branches():
+            shapes.infer(self.model)
         self._check_types()
         work = [node for graph in self._graphs() for node in graph]
         for graph in self._graphs():
@@ -94,20 +97,42 @@ class _Conversion:
         inner = {id(graph) for root in self.functions for graph in (root, *root.subgraphs())}
         return [graph for graph in graphs(self.model) if id(graph) not in inner]
 
+    def _type_branches(self) -> bool:
+        """Where inference gives up on an If, its outputs have the types of a branch's results."""
+        found = False
+        for graph in self._graphs():
+            for node in graph:
+                if not is_op(node, "If"):
+                    continue
+                for branch in subgraphs_of(node):
+                    for value, result in zip(node.outputs, branch.outputs, strict=False):
+                        if value.type is None and result.type is not None:
+                            value.type, found = result.type, True
+        return found
+
     def _check_types(self) -> None:
         for graph in self._graphs():
             for node in graph:
-                if self._schema(node) is None and next(subgraphs_of(node), None) is not None:
+                if self._schema(node) is None and subgraphs_of(node):
                     raise UsageError(
                         f"cannot convert to {_NAMES[self.target]}: {node.op_type} of domain "
                         f"{node.domain!r} holds a subgraph and its rules are unknown"
                     )
-                for value in node.outputs:
+                for index, value in enumerate(node.outputs):
+                    self._type_by_schema(node, index)
                     if value.type is None and (value.uses() or value.is_graph_output()):
                         raise UsageError(
                             f"cannot convert to {_NAMES[self.target]}: the type of {value.name!r} "
                             f"(from {node.op_type}) is unknown"
                         )
+
+    def _type_by_schema(self, node: ir.Node, index: int) -> None:
+        """Where inference says nothing but the operator can only give float32."""
+        found = self._schema(node)
+        if node.outputs[index].type is None and found is not None and found.outputs:
+            types = found.outputs[min(index, len(found.outputs) - 1)].types
+            if set(types) == {"tensor(float)"}:
+                node.outputs[index].type = ir.TensorType(ir.DataType.FLOAT)
 
     # -- constants
 
@@ -181,7 +206,7 @@ class _Conversion:
         for index, value in enumerate(node.inputs):
             if value is None or value in self.unchanged or self._takes(node, index):
                 continue
-            if self._is_source(value) or value in self.originals:
+            if self._is_source(value) or value in self.changed or value in self.originals:
                 self._note(node)
                 node.replace_input_with(index, self._in_old_type(node, value))
         for index, value in enumerate(node.outputs):
@@ -255,6 +280,7 @@ class _Conversion:
     def _retype(self, value: ir.Value) -> None:
         if value.type is not None and self._is_source(value):
             value.type = _with_element(value.type, self.target)
+            self.changed.add(value)
 
     def _schema(self, node: ir.Node) -> Any:
         if node.op_identifier() in self.model.functions:

@@ -17,6 +17,8 @@ from onnxslim.ir.traversal import graphs
 
 # Where the IR keeps the names of the tensors of a quantization annotation.
 ANNOTATION = "quant_parameter_tensor_names"
+# Remembers in the model's own notes that no value of it carries an annotation.
+_PLAIN = "onnxslim.without_annotations"
 
 
 class Scopes:
@@ -89,11 +91,24 @@ def _named(model: ir.Model) -> Iterator[str]:
         for value in graph.outputs:
             if value.producer() is None and value.name:
                 yield value.name
-        for value in (*graph.inputs, *graph.initializers.values()):
-            yield from value.meta.get(ANNOTATION, {}).values()
+    # Annotations come with the file and are never added, so a model without them needs one look.
+    if model.meta.get(_PLAIN, False):
+        return
+    annotated = False
+    for value in _values(model):
+        names = value.meta.get(ANNOTATION)
+        if names:
+            annotated = True
+            yield from names.values()
+    model.meta[_PLAIN] = not annotated
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in graphs(model):
+        yield from graph.inputs
+        yield from graph.initializers.values()
         for node in graph:
-            for value in node.outputs:
-                yield from value.meta.get(ANNOTATION, {}).values()
+            yield from node.outputs
 
 
 def _carried_bytes(model: ir.Model) -> Iterator[bytes]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxslim.ir.constants import constant_tensor, int_list
-from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import graphs
+from onnxslim.ir.schema import ONNX_DOMAINS
+from onnxslim.ir.traversal import attributes_of, graphs, subgraphs_below
 
 Element = int | str | tuple[ir.Value, int] | None
 """A number, the name of a symbolic dimension, the dimension of a value, or nothing known."""
@@ -17,6 +17,7 @@ Element = int | str | tuple[ir.Value, int] | None
 # Longer tensors are no shapes.
 _LONGEST = 64
 _INT64 = 2**63
+_NOTE = "onnxslim.contents"
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ class ShapeContents:
 
     def follow(self, node: ir.Node) -> Contents | None:
         """Works out the first output of a node; nodes have to come in topological order."""
-        rule = _RULES.get(node.op_type) if is_op(node, *_RULES) else None
-        plain = not any(attribute.is_ref() for attribute in node.attributes.values())
-        found = rule(self, node) if rule is not None and plain and node.outputs else None
+        rule = _RULES.get(node.op_type)
+        if rule is None or node.domain not in ONNX_DOMAINS:
+            return None
+        plain = not any(attribute.is_ref() for attribute in attributes_of(node))
+        found = rule(self, node) if plain and node.outputs else None
         if found is not None and len(found.elements) > _LONGEST:
             found = None
-        if rule is not None and node.outputs:
+        if node.outputs:
             self._known[node.outputs[0]] = found
         return found
 
@@ -100,13 +103,26 @@ def _graphs_with_inputs(model: ir.Model) -> set[object]:
     for graph in graphs(model):
         if graph is not model.graph and graph.inputs:
             found.add(graph)
-            found.update(graph.subgraphs())
+            found.update(subgraphs_below(graph))
     return found
 
 
 def _constant_contents(value: ir.Value) -> Contents | None:
+    """The contents of a constant, remembered with the value as long as its tensor is the same."""
     tensor = constant_tensor(value)
-    if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+    if tensor is None:
+        return None
+    note = value.meta.get(_NOTE)
+    if note is not None and note[0] is tensor:
+        known: Contents | None = note[1]
+        return known
+    contents = _read_contents(value, tensor)
+    value.meta[_NOTE] = (tensor, contents)
+    return contents
+
+
+def _read_contents(value: ir.Value, tensor: ir.TensorProtocol) -> Contents | None:
+    if tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
         return None
     if len(tensor.shape) > 1 or tensor.size > _LONGEST:
         return None

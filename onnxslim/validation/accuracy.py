@@ -130,9 +130,12 @@ class AgreementMeter:
 
     def _add_floats(self, index: int, one: Array, other: Array) -> None:
         self._is_float[index] = True
-        wide = one.astype(np.float64)
+        wide, changed = one.astype(np.float64), other.astype(np.float64)
+        finite = np.isfinite(wide)
+        if not finite.all():  # where the original gives NaN or infinity there is nothing to lose
+            wide, changed = wide[finite], changed[finite]
         self._signal[index] += float(np.square(wide).sum())
-        self._noise[index] += float(np.square(wide - other.astype(np.float64)).sum())
+        self._noise[index] += float(np.square(wide - changed).sum())
         if one.ndim == 2 and one.shape[1] > 1:
             self._same[index] += int(np.count_nonzero(one.argmax(1) == other.argmax(1)))
             self._rows[index] += len(one)

@@ -116,7 +116,7 @@ class _Merge:
         """What equal nodes share, or None for a node that is never merged."""
         if not node.outputs or node.op_identifier() in self.functions or not is_deterministic(node):
             return None
-        if next(subgraphs_of(node), None) is not None:  # (1)
+        if subgraphs_of(node):  # (1)
             return None
         attributes = []
         for attribute in sorted(node.attributes.values(), key=lambda each: each.name):

@@ -164,6 +164,8 @@ class _Sweep:
 
     def drop_functions(self) -> int:
         """Removes functions that no node calls, directly or through other functions."""
+        if not self.model.functions:
+            return 0
         called = set()
         waiting = [self.model.graph]
         while waiting:

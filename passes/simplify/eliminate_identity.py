@@ -35,7 +35,6 @@ import onnx_ir as ir
 
 from onnxslim.ir.edit import bypass
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.scopes import Scopes
 
@@ -46,11 +45,12 @@ class EliminateIdentity(Pass):
 
     name: ClassVar[str] = "eliminate-identity"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Identity"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
         scopes = Scopes(model)
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Identity"):
             original = _match(node, scopes)
             if original is None or not context.allow(self, node.outputs[0].name or ""):
                 continue

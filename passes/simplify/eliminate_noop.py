@@ -36,14 +36,14 @@ Source: operator specifications of ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from onnxslim.ir.edit import bypass
-from onnxslim.ir.schema import ONNX_DOMAINS, is_op
+from onnxslim.ir.schema import ONNX_DOMAINS, is_op, opset_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.noops import arithmetic, shapes
 from onnxslim.rewrite.noops.rules import Facts
@@ -62,8 +62,12 @@ class EliminateNoop(Pass):
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
         changes = 0
-        for node, opset in _nodes(model):
-            if is_op(node, "Concat"):
+        main_opset = _opset(model.graph.opset_imports)
+        for node in context.nodes_of(model, "Concat", *_RULES):
+            opset = opset_of(node, model) if model.functions else main_opset
+            if opset is None:
+                continue
+            if node.op_type == "Concat":
                 changes += self._shorten(node, scopes, context)
                 continue
             kept = _match(node, opset, model)
@@ -93,9 +97,17 @@ class EliminateNoop(Pass):
         return 1
 
 
+def _calls_function(value: ir.Value | None, model: ir.Model) -> bool:
+    """True for a result of a function of the model, whatever operator it is named after."""
+    producer = value.producer() if value is not None and model.functions else None
+    return producer is not None and producer.op_identifier() in model.functions
+
+
 def _match(node: ir.Node, opset: int, model: ir.Model) -> ir.Value | None:
     """The input that the first output equals, when nothing else of the node is read."""
     if not is_op(node, *_RULES) or node.op_identifier() in model.functions:
+        return None
+    if is_op(node, "Cast") and _calls_function(node.inputs[0], model):
         return None
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):  # (4)
         return None
@@ -104,15 +116,5 @@ def _match(node: ir.Node, opset: int, model: ir.Model) -> ir.Value | None:
     return _RULES[node.op_type](Facts(node, opset))
 
 
-def _nodes(model: ir.Model) -> Iterator[tuple[ir.Node, int]]:
-    """Every node with the version of the standard operators that it follows."""
-    roots = [(model.graph, model.graph.opset_imports)]
-    roots += [(each.graph, each.opset_imports) for each in model.functions.values()]
-    for root, imports in roots:
-        opset = next((imports[domain] for domain in ONNX_DOMAINS if domain in imports), None)
-        if opset is None:
-            continue
-        for graph in (root, *root.subgraphs()):
-            for node in list(graph):
-                if node.graph is graph:
-                    yield node, opset
+def _opset(imports: Mapping[str, int]) -> int | None:
+    return next((imports[domain] for domain in ONNX_DOMAINS if domain in imports), None)

@@ -162,7 +162,7 @@ class _Run:
             return False  # (2)
         if any(attribute.is_ref() for attribute in node.attributes.values()):
             return False
-        if next(subgraphs_of(node), None) is not None:
+        if subgraphs_of(node):
             return False
         if not all(self._is_known(value) for value in node.inputs if value is not None):
             return False

@@ -21,7 +21,8 @@ Holds only if:
    Gather, Slice, Concat, Squeeze, Unsqueeze, Cast, Identity and integer arithmetic;
 3. for the shape of a Reshape some elements may stay unknown: one that is provably dimension i of
    the reshaped value, at position i, becomes 0; a single other one becomes -1;
-4. 0 means a copy only where ``allowzero`` is 0;
+4. 0 means a copy only where ``allowzero`` is 0; it becomes 0 where the shape holds no 0 so far (a
+   dimension that is 0 at run time is copied, which gives the same);
 5. -1 needs all other elements to be positive numbers: next to a dimension that may be 0 (an empty
    batch) it would be undefined;
 6. the constant takes at most ``slack`` bytes more than the nodes that go with it.
@@ -44,7 +45,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import is_constant
 from onnxslim.ir.edit import remove
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.place_constant import (
     add_constant,
@@ -73,7 +73,8 @@ class FoldShapeArithmetic(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         known = ShapeContents(model)
-        found = {node: known.follow(node) for node in nodes(model)}
+        followed = context.nodes_of(model, *FOLLOWED, "Reshape")
+        found = {node: known.follow(node) for node in followed}
         changes = 0
         for node, contents in found.items():
             if contents is not None and self._fold(node, contents, known, model, context):
@@ -119,22 +120,43 @@ class FoldShapeArithmetic(Pass):
         target = _target(node, known)
         if shape is None or target is None:
             return 0
+        group = _alike(node, shape, target, known)
         as_node = needs_node(model, node.graph)
-        freed = _freed(shape) if len(shape.uses()) == 1 else 0
+        freed = _freed(shape) if len(shape.uses()) == len(group) else 0
         more = tensor_bytes(shape, 8 * len(target), as_node=as_node) - freed
         site = node.outputs[0].name or ""
         if more > self.slack:
             context.refuse(self, site, f"kept because it would add {more} bytes")
             return 0
-        if not context.allow(self, site, f"Reshape to {target}"):
+        if not context.allow(self, site, f"{len(group)} Reshapes to {target}"):
             return 0
         content = ir.tensor(np.array(target, dtype=np.int64))
-        name = context.fresh_name(f"{shape.name}_folded")
-        node.replace_input_with(1, add_constant(model, node, content, name))
+        constant = add_constant(model, node, content, context.fresh_name(f"{shape.name}_folded"))
+        for user in group:
+            user.replace_input_with(1, constant)
+            if 0 in target:
+                user.attributes.pop("allowzero", None)
         producer = shape.producer()
-        if producer is not None:
+        if producer is not None and not shape.uses():
             _remove_unused(producer)
-        return 1
+        return len(group)
+
+
+def _alike(
+    node: ir.Node, shape: ir.Value, target: list[int], known: ShapeContents
+) -> list[ir.Node]:
+    """The Reshapes that read the same shape and may read the same constant; ``node`` is first."""
+    others = [
+        user
+        for user in shape.consumers()
+        if user is not node
+        and user.graph is node.graph
+        and is_op(user, "Reshape")
+        and user.inputs[1] is shape
+        and user.inputs[0] is not shape
+        and _target(user, known) == target
+    ]
+    return [node, *others]
 
 
 def _is_wanted(value: ir.Value, known: ShapeContents) -> bool:
@@ -152,13 +174,13 @@ def _target(node: ir.Node, known: ShapeContents) -> list[int] | None:
     """The shape to write into a Reshape whose shape is computed (3), or None."""
     shape, data = node.inputs[1], node.inputs[0]
     allow_zero = node.attributes.get("allowzero")
-    if shape is None or is_constant(shape):
+    if shape is None or is_constant(shape) or (allow_zero is not None and allow_zero.is_ref()):
         return None
-    if allow_zero is not None and (allow_zero.is_ref() or allow_zero.as_int() != 0):
-        return None  # (4)
     contents, dims = known.of(shape), known.dims(data)
     if contents is None or contents.scalar or contents.numbers is not None:
         return None
+    if 0 in contents.elements and allow_zero is not None and allow_zero.as_int() != 0:
+        return None  # (4)
     target = [_entry(element, dims, axis) for axis, element in enumerate(contents.elements)]
     unknown = [axis for axis, size in enumerate(target) if size is None]
     if not unknown:

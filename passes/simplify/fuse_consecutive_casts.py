@@ -34,7 +34,6 @@ import onnx_ir as ir
 
 from onnxslim.ir.edit import bypass, remove
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.scopes import Scopes
 
@@ -67,11 +66,12 @@ class FuseConsecutiveCasts(Pass):
 
     name: ClassVar[str] = "fuse-consecutive-casts"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Cast"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Cast"):
             while node.graph is not None and self._fuse(node, scopes, context):
                 changes += 1
         return PassResult(changes)

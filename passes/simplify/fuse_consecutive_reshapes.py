@@ -36,7 +36,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import int_list
 from onnxslim.ir.edit import remove
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 
 
@@ -46,10 +45,11 @@ class FuseConsecutiveReshapes(Pass):
 
     name: ClassVar[str] = "fuse-consecutive-reshapes"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Reshape"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Reshape"):
             while self._fuse(node, context):
                 changes += 1
         return PassResult(changes)

@@ -43,9 +43,11 @@ from onnxslim.ir.constants import int_list
 from onnxslim.ir.edit import add_initializer, bypass, remove
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import rank
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.scopes import Scopes
+
+# Each reader gets axes of its own; more of them would take more bytes than one node less saves.
+_READERS = 2
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class FuseConsecutiveSqueezes(Pass):
 
     name: ClassVar[str] = "fuse-consecutive-squeezes"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Squeeze", "Unsqueeze"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
@@ -72,7 +75,7 @@ class FuseConsecutiveSqueezes(Pass):
         }
         may_add = (model.ir_version or 0) >= 4
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Squeeze", "Unsqueeze"):
             new_axes = "axes" in node.attributes or (may_add and node not in in_functions)  # (3)
             while node.graph is not None and self._fuse(node, scopes, context, new_axes):
                 changes += 1
@@ -100,11 +103,25 @@ def _match(node: ir.Node, scopes: Scopes) -> _Match | None:
     if first.op_type != node.op_type:
         same = one == other and scopes.can_replace(node.outputs[0], source)
         return _Match(first, node, source, None) if same else None
-    alone = len(middle.uses()) == 1 and not middle.is_graph_output()
-    if not alone or first.graph is not node.graph:  # (2)
+    if not _goes(middle, node) or first.graph is not node.graph:  # (2)
         return None
     joined = _joined(one, other) if node.op_type == "Squeeze" else _joined(other, one)
     return _Match(first, node, source, joined)
+
+
+def _goes(middle: ir.Value, node: ir.Node) -> bool:
+    """True when no reader of the value between is left after all of them have been joined (2)."""
+    readers = middle.consumers()
+    if middle.is_graph_output() or len(middle.uses()) != len(readers) or len(readers) > _READERS:
+        return False
+    return all(
+        reader.op_type == node.op_type
+        and reader.domain == node.domain
+        and reader.graph is node.graph
+        and reader.inputs[0] is middle
+        and _axes(reader) is not None
+        for reader in readers
+    )
 
 
 def _axes(node: ir.Node) -> list[int] | None:

@@ -32,7 +32,6 @@ import onnx_ir as ir
 from onnxslim.ir.edit import bypass, remove
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import rank
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.scopes import Scopes
 
@@ -43,11 +42,12 @@ class FuseConsecutiveTransposes(Pass):
 
     name: ClassVar[str] = "fuse-consecutive-transposes"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Transpose"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Transpose"):
             while node.graph is not None and self._fuse(node, scopes, context):
                 changes += 1
         return PassResult(changes)

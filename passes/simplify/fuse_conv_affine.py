@@ -39,8 +39,6 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import array, is_constant
 from onnxslim.ir.edit import bypass
-from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.channel_affine import (
     Affine,
@@ -62,13 +60,14 @@ class FuseConvAffine(Pass):
 
     name: ClassVar[str] = "fuse-conv-affine"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    roots: ClassVar[frozenset[str]] = frozenset({"Add", "Div", "Mul", "Sub"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         if model.ir_version is None or model.ir_version < 4:
             return PassResult()  # weights are inputs there
         changes = 0
-        for node in nodes(model):
-            if is_op(node, "Add", "Sub", "Mul", "Div") and not node.attributes:
+        for node in context.nodes_of(model, "Add", "Sub", "Mul", "Div"):
+            if not node.attributes:
                 changes += self._fuse(node, model, context)
         return PassResult(changes)
 

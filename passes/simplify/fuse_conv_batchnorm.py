@@ -39,8 +39,7 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import array
 from onnxslim.ir.edit import bypass
-from onnxslim.ir.schema import is_op, opset_of
-from onnxslim.ir.traversal import nodes
+from onnxslim.ir.schema import opset_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.channel_affine import (
     Affine,
@@ -60,14 +59,14 @@ class FuseConvBatchnorm(Pass):
 
     name: ClassVar[str] = "fuse-conv-batchnorm"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    roots: ClassVar[frozenset[str]] = frozenset({"BatchNormalization"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         if model.ir_version is None or model.ir_version < 4:
             return PassResult()  # weights are inputs there
         changes = 0
-        for node in nodes(model):
-            if is_op(node, "BatchNormalization"):
-                changes += self._fuse(node, model, context)
+        for node in context.nodes_of(model, "BatchNormalization"):
+            changes += self._fuse(node, model, context)
         return PassResult(changes)
 
     def _fuse(self, node: ir.Node, model: ir.Model, context: Context) -> int:

@@ -38,7 +38,6 @@ from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import remove, replace_node
 from onnxslim.ir.schema import is_op, opset_of
 from onnxslim.ir.shapes import dim, rank, static_shape
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 
 _TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
@@ -57,11 +56,12 @@ class FuseMatmulAdd(Pass):
 
     name: ClassVar[str] = "fuse-matmul-add"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    roots: ClassVar[frozenset[str]] = frozenset({"MatMul", "Gemm"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
-            if not is_op(node, "Add") or node.attributes:
+        for node in context.nodes_of(model, "Add"):
+            if node.attributes:
                 continue
             match = _match(node)
             if match is None or (opset_of(node, model) or 0) < 7:  # (5)

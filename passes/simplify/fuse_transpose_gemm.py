@@ -30,7 +30,6 @@ import onnx_ir as ir
 from onnxslim.ir.edit import remove
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import rank
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 
 _FLAGS = ("transA", "transB")
@@ -42,11 +41,12 @@ class FuseTransposeGemm(Pass):
 
     name: ClassVar[str] = "fuse-transpose-gemm"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    roots: ClassVar[frozenset[str]] = frozenset({"Transpose"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
-            if not is_op(node, "Transpose") or not _swaps(node) or not _is_only_factor(node):
+        for node in context.nodes_of(model, "Transpose"):
+            if not _swaps(node) or not _is_only_factor(node):
                 continue
             if context.allow(self, node.outputs[0].name or "", "Transpose"):
                 _rewrite(node)

@@ -34,5 +34,4 @@ class InferShapes(Pass):
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
-        shapes.infer(model)
-        return PassResult()
+        return PassResult(facts=shapes.infer(model))

@@ -50,6 +50,7 @@ class InlineConstantIf(Pass):
 
     name: ClassVar[str] = "inline-constant-if"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"If"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         bodies = [function.graph for function in model.functions.values()]

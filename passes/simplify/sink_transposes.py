@@ -28,8 +28,9 @@ Holds only if:
 1. the operator works element by element and its other inputs are constants of one element, or are
    transposed in the same way and of the same rank (so that broadcasting aligns the same axes);
 2. each Transpose above has no other reader, and its result is no graph output;
-3. for one transposed input: following single readers through such operators leads to a Transpose
-   (with two, a node is saved anyway).
+3. for one transposed input: following single readers through such operators leads to a Transpose,
+   or to an operator whose other input comes, in the same way, from a Transpose of the same
+   permutation (with two, a node is saved anyway).
 
 The number of nodes never grows.
 
@@ -49,7 +50,6 @@ from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import remove, replace_value
 from onnxslim.ir.schema import is_op
 from onnxslim.ir.shapes import rank
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 
 UNARY = frozenset(
@@ -71,10 +71,11 @@ class SinkTransposes(Pass):
 
     name: ClassVar[str] = "sink-transposes"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Transpose"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, *UNARY, *BINARY):
             above = _match(node)
             if above and context.allow(self, node.outputs[0].name or "", node.op_type):
                 _rewrite(node, above, context)
@@ -87,7 +88,7 @@ def _match(node: ir.Node) -> list[ir.Node]:
     above = _sinkable(node)
     if len(above) > 1:
         return above
-    return above if above and _meets_transpose(node) else []
+    return above if above and _meets_transpose(node, _perm(above[0])) else []
 
 
 def _sinkable(node: ir.Node) -> list[ir.Node]:
@@ -125,7 +126,26 @@ def _perm(node: ir.Node) -> tuple[int, ...] | None:
     return None if attribute.is_ref() else tuple(attribute.as_ints())
 
 
-def _meets_transpose(node: ir.Node) -> bool:
+def _comes_from(value: ir.Value, perm: tuple[int, ...] | None, reader: ir.Node) -> bool:
+    """True when elementwise operators with single readers lead up to a like Transpose."""
+    for _ in range(_REACH):
+        node = value.producer()
+        readers = set(value.consumers())
+        if node is None or value.is_graph_output() or readers != {reader}:
+            return False
+        if node.graph is not reader.graph:
+            return False
+        if is_op(node, "Transpose"):
+            return _perm(node) == perm
+        operands = dict.fromkeys(item for item in node.inputs if item is not None)
+        moved = [item for item in operands if not _is_single_element(item)]
+        if not is_op(node, *UNARY, *BINARY) or len(node.outputs) != 1 or len(moved) != 1:
+            return False
+        value, reader = moved[0], node
+    return False
+
+
+def _meets_transpose(node: ir.Node, perm: tuple[int, ...] | None) -> bool:
     """True when single readers lead through elementwise operators to a Transpose: (3)."""
     for _ in range(_REACH):
         output = node.outputs[0]
@@ -136,7 +156,11 @@ def _meets_transpose(node: ir.Node) -> bool:
         if is_op(reader, "Transpose"):
             return True
         others = [value for value in reader.inputs if value is not None and value is not output]
-        if not is_op(reader, *UNARY, *BINARY) or not all(map(_is_single_element, others)):
+        if not is_op(reader, *UNARY, *BINARY):
+            return False
+        if is_op(reader, *BINARY) and len(others) == 1 and _comes_from(others[0], perm, reader):
+            return True  # what sinks here meets what sinks there
+        if not all(map(_is_single_element, others)):
             return False
         node = reader
     return False

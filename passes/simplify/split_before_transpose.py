@@ -41,10 +41,9 @@ import onnx_ir as ir
 from onnxslim.ir.constants import int_list
 from onnxslim.ir.edit import add_initializer, remove, replace_node
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.channels.operators.regroup import Dim, blocks
-from onnxslim.rewrite.shape_contents import Element, ShapeContents
+from onnxslim.rewrite.shape_contents import FOLLOWED, Element, ShapeContents
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,13 @@ class SplitBeforeTranspose(Pass):
 
     name: ClassVar[str] = "split-before-transpose"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Transpose"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
         contents = ShapeContents(model)
         functions = [function.graph for function in model.functions.values()]
-        for node in list(nodes(model)):
+        for node in list(context.nodes_of(model, *FOLLOWED, "Reshape")):
             contents.follow(node)
             if not is_op(node, "Reshape") or any(node.graph is body for body in functions):
                 continue

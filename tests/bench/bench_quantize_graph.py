@@ -59,9 +59,7 @@ def deep_net(nodes: int) -> ir.Model:
         [info(last, TensorProto.FLOAT, shape)],
         weights,
     )
-    return load(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    )
+    return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 def measure(nodes: int) -> dict[str, float]:

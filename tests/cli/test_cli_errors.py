@@ -133,13 +133,16 @@ def test_usage_errors(tmp_path: Path) -> None:
         (["in.onnx", "out.onnx", "--skip-pass", "fold-constant"], "did you mean fold-constants"),
         (["in.onnx", "out.onnx", "--input-shape", "x=1,4"], "want NAME:"),
         (["in.onnx", "out.onnx", "--input-shape", "z:1,4"], "no input is called 'z'"),
-        (["in.onnx", "out.onnx", "--calibration", "c.npz"], "for --quantize and --prune"),
+        (
+            ["in.onnx", "out.onnx", "--calibration", "c.npz"],
+            "for --quantize, --prune and --compress",
+        ),
         (["in.onnx", "out.onnx", "--quantize"], "x float32 [N, 4]"),
     ]
     for arguments, words in cases:
         assert_one_line(onnxslim(*arguments, cwd=tmp_path), 2, words)
     assert onnxslim("in.onnx", "out.onnx", "--nonsense", cwd=tmp_path).returncode == 2
-    assert onnxslim("in.onnx", cwd=tmp_path).returncode == 2
+    assert onnxslim("in.onnx", "out.onnx", "third.onnx", cwd=tmp_path).returncode == 2
     assert not (tmp_path / "out.onnx").exists()
 
 

@@ -226,8 +226,8 @@ def test_bad_calls_are_one_line(case: str, folder: Path) -> None:
         (("--prune", "much"), "want 0.5 (channels)"),
         (("--prune", "2.5"), "between 0 and 1"),
         (("--prune", "l1=7"), "between 0 and 1"),
-        (("--max-drop", "1"), "--max-drop is the limit of --prune"),
-        (("--calibration", "data.npz"), "--quantize and --prune"),
+        (("--max-drop", "1"), "--max-drop is the limit of --prune and --compress"),
+        (("--calibration", "data.npz"), "--quantize, --prune and --compress"),
     ],
 )
 def test_bad_specs_are_one_line(arguments: tuple[str, ...], message: str, folder: Path) -> None:

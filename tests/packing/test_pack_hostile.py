@@ -189,7 +189,7 @@ def fuzz(
 
 
 def test_random_mutations(mixed: tuple[bytes, bytes], tmp_path: Path) -> None:
-    assert fuzz(mixed, tmp_path / "p.onnxz", 2000, 1) > 1900
+    assert fuzz(mixed, tmp_path / "p.onnxz", 600, 1) > 570
 
 
 @pytest.mark.slow
@@ -333,7 +333,10 @@ def test_bombs_are_refused_without_memory(tmp_path: Path) -> None:
         ("states 314572800", one_tensor(5, 1 << 22, huge, 1 << 22)),
         ("zlib payload is damaged", one_tensor(3, 1 << 22, deflated, 1 << 22)),
         ("pcodec payload", one_tensor(8, 1 << 22, pco_bomb(), 1 << 22)),
-        ("brotli payload", one_tensor(9, 1 << 22, brotli.compress(bytes(100 << 20)), 1 << 22)),
+        (
+            "brotli payload",
+            one_tensor(9, 1 << 22, brotli.compress(bytes(100 << 20), quality=1), 1 << 22),
+        ),
         ("in chunks of 1", one_tensor(1, 1, b"\0", 1 << 35, chunk=1)),  # 2**35 frames
         ("in chunks of 1073741824", one_tensor(1, 1 << 30, b"\0", 1 << 30, chunk=1 << 30)),
     ]

@@ -230,7 +230,8 @@ def test_missing_file_directory_and_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("profile", PROFILES)
 def test_same_bytes_with_any_number_of_threads(profile: str, tmp_path: Path) -> None:
     count = 270_000 if profile == "max" else 900_000
-    tensors = [raw_tensor("a", 1, [count], normal(count)), *all_dtypes().graph.initializer]
+    tensors = [raw_tensor("a", 1, [count], normal(count)), *nested().graph.initializer]
+    tensors += all_dtypes().graph.initializer[::3]
     model = written(model_of(tensors), tmp_path / "m.onnx")
     results = set()
     for threads in (1, 2, 5):

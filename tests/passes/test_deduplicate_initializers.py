@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_check import check, parse
+from graph_check import assert_same_outputs, check, parse, run
 
+from onnxslim.ir.verify import verify
 from onnxslim.passes.simplify.deduplicate_initializers import DeduplicateInitializers
 from onnxslim.pipeline import Context
 
@@ -196,7 +197,62 @@ def test_subgraph_reads_the_outer_twin():
     )
 
 
-def test_siblings_keep_their_own():
+def branches(size: int, ir_version: int = 10, other: str = "l") -> ir.Model:
+    """A model with an equal weight in both branches of an If."""
+    model = parse(
+        f"""<ir_version: {ir_version}, opset_import: ["" : 17]>
+        g (bool p, float[{size}] a) => (float[{size}] y) {{
+            y = If (p) <
+                then_branch = t () => (float[{size}] ty) {{ ty = Add (a, k) }},
+                else_branch = e () => (float[{size}] ey) {{ ey = Sub (a, {other}) }}
+            >
+        }}"""
+    )
+    content = np.arange(size, dtype=np.float32)
+    for name, graph in zip(("k", other), model.graph[0].attributes.values(), strict=True):
+        inner = graph.as_graph()
+        old = inner[0].inputs[1]
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape([size]),
+            const_value=ir.tensor(content, name=name),
+        )
+        inner.register_initializer(value)
+        inner[0].replace_input_with(1, value)
+        assert old is not None
+    return model
+
+
+@pytest.mark.parametrize("other", ["l", "k"])
+def test_twins_in_branches_move_to_the_main_graph(other):
+    model, original = branches(256, other=other), branches(256, other=other)
+    assert PASS(model, Context(model)).changes == 1
+    verify(model)
+    assert list(model.graph.initializers) == ["k_shared"]
+    assert all(not graph.initializers for graph in model.graph.subgraphs())
+    for p in (True, False):
+        feeds = {"p": np.array(p), "a": np.ones(256, np.float32)}
+        assert_same_outputs(run(original, feeds), run(model, feeds), exact=True)
+    assert PASS(model, Context(model)).changes == 0
+
+
+def test_small_twins_in_branches_and_old_models_stay():
+    for model in (branches(255), branches(256, ir_version=3)):
+        assert PASS(model, Context(model)).changes == 0
+        assert not model.graph.initializers
+
+
+def test_twins_in_branches_that_differ_by_one_bit_stay():
+    model = branches(256)
+    graph = model.graph[0].attributes["else_branch"].as_graph()
+    content = np.arange(256, dtype=np.float32)
+    content[200] = np.nextafter(content[200], np.float32(1000))
+    graph.initializers["l"].const_value = ir.tensor(content, name="l")
+    assert PASS(model, Context(model)).changes == 0
+
+
+def test_small_siblings_keep_their_own():
     check(
         PASS,
         """g (bool p, float[2] a) => (float[2] y) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,15 @@ def depthwise(octaves: int, seed: int = 0) -> ir.Model:
     model = load(MODELS / "digits_depthwise.onnx")
     rng = np.random.default_rng(seed)
     layers = [node for node in model.graph if node.op_type in ("Conv", "Gemm")]
-    for one, other in zip(layers, layers[1:], strict=False):
+    for one, other in pairwise(layers):
         weight, bias, behind = (_numbers(v) for v in (*one.inputs[1:3], other.inputs[1]))
         factors = np.exp2(rng.integers(-octaves, octaves + 1, len(weight)))
         _put(one.inputs[1], weight * factors.reshape(-1, 1, 1, 1))
         _put(one.inputs[2], bias * factors)
         is_depthwise = behind.ndim == 4 and behind.shape[1] == 1 and len(behind) > 1
-        shape = (-1,) + (1,) * (behind.ndim - 1) if is_depthwise else (1, -1, *[1] * (behind.ndim - 2))
+        shape = (
+            (-1,) + (1,) * (behind.ndim - 1) if is_depthwise else (1, -1, *[1] * (behind.ndim - 2))
+        )
         _put(other.inputs[1], behind / factors.reshape(shape))
     return model
 

@@ -37,6 +37,14 @@ def test_top1_and_noise():
     assert figures.sqnr_db == pytest.approx(10 * math.log10(4 / 1.21))
 
 
+def test_where_the_original_is_not_finite_nothing_is_lost():
+    one = rows([np.nan, 2, 0], [np.inf, 0, 0])
+    (figures,) = agreement(["y"], [one], [rows([5, 2, 0], [np.nan, 0, 0.2])])
+    assert figures.sqnr_db == pytest.approx(20)
+    (figures,) = agreement(["y"], [one], [rows([5, np.nan, 0], [1, 0, 0])])
+    assert figures.sqnr_db == -math.inf
+
+
 def test_equal_outputs_have_no_noise():
     (figures,) = agreement(["y"], [rows([1, 2])], [rows([1, 2])])
     assert (figures.top1, figures.sqnr_db) == (1.0, math.inf)

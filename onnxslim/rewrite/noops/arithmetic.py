@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxslim.ir.constants import array, scalar
-from onnxslim.ir.schema import is_op
+from onnxslim.ir.schema import fixed_type, is_op
 from onnxslim.rewrite.noops.rules import Facts, Rule, all_equal, is_integer, keeps_shape
 
 
@@ -117,9 +117,10 @@ def _idempotent(facts: Facts) -> ir.Value | None:
 
 def _cast(facts: Facts) -> ir.Value | None:
     kept, to = facts.input(0), facts.node.attributes.get("to")
-    if kept is None or kept.dtype is None or to is None or to.type != ir.AttributeType.INT:
+    if kept is None or to is None or to.type != ir.AttributeType.INT:
         return None
-    return kept if int(kept.dtype) == to.as_int() else None
+    dtype = kept.dtype if kept.dtype is not None else fixed_type(kept)
+    return kept if dtype is not None and int(dtype) == to.as_int() else None
 
 
 def _cast_like(facts: Facts) -> ir.Value | None:
