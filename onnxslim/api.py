@@ -168,7 +168,7 @@ def optimize(
     if target is not None:
         progress("writing", 0, 1)
         report.files = write(model, target, external_data=external_data)
-        report.target = name_of(target)
+        report.target = "stdout" if target == "-" else name_of(target)
     report.seconds = time.perf_counter() - started
     return Optimized(model, report)
 

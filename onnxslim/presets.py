@@ -47,6 +47,7 @@ _CLEAN = (
 _FUSE = (
     "fuse-conv-batchnorm",
     "fuse-conv-affine",
+    "fuse-batchnorm-affine",
     "fuse-matmul-add",
     "fuse-transpose-gemm",
     "run-onnxoptimizer",

@@ -22,8 +22,7 @@ def load_source(text: str) -> Iterable[Any]:
         UsageError: no such module or function.
         DataError: the function raises, or returns nothing that can be gone through.
     """
-    module_name, _, attribute = text.rpartition(":")
-    found = _attribute(_module(module_name, text), attribute, text)
+    found = load_object(text)
     if callable(found) and not isinstance(found, Iterable):
         try:
             found = found()
@@ -37,6 +36,16 @@ def load_source(text: str) -> Iterable[Any]:
         )
     rows: Iterable[Any] = found
     return rows
+
+
+def load_object(text: str) -> Any:
+    """What ``module:name`` means; the module may lie in the current folder.
+
+    Raises:
+        UsageError: no such module or name.
+    """
+    module_name, _, attribute = text.rpartition(":")
+    return _attribute(_module(module_name, text), attribute, text)
 
 
 def rows_of(source: Any, specs: Sequence[InputSpec], label: str) -> Iterable[Any]:

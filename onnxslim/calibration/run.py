@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxslim.calibration.checks import near_names
@@ -19,7 +20,7 @@ from onnxslim.calibration.store import Calibration
 from onnxslim.calibration.streams import open_feeds
 from onnxslim.calibration.watch import SampleRun
 from onnxslim.errors import UsageError
-from onnxslim.io import load, save
+from onnxslim.io import load, save, skeleton_proto, total_bytes
 from onnxslim.ir import shapes
 from onnxslim.ir.traversal import subgraphs_of
 from onnxslim.runtime.specs import input_specs
@@ -27,6 +28,9 @@ from onnxslim.runtime.specs import input_specs
 Progress = Callable[[int, int], None]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+
+# Larger models have their weights beside them.
+_ONE_FILE = 2_000_000_000
 
 # Part of every key: statistics of another form are not mixed.
 _PLAN_VERSION = 1
@@ -142,9 +146,19 @@ def calibrate(
 
 
 def model_digest(model: ir.Model) -> str:
-    """sha256 in hex of the model as it would be saved in one file."""
+    """sha256 in hex of the model as it would be saved in one file.
+
+    What does not fit one file: of its graph, and of the names and numbers of its weights in order.
+    """
     sink = _Hashing()
-    save(model, cast("BinaryIO", sink))
+    if total_bytes(model) <= _ONE_FILE:
+        save(model, cast("BinaryIO", sink))
+        return sink.digest.hexdigest()
+    sink.write(skeleton_proto(model, max_tensor_bytes=0).SerializeToString(deterministic=True))
+    for name, value in model.graph.initializers.items():
+        sink.write(name.encode())
+        if value.const_value is not None:
+            sink.write(np.ascontiguousarray(value.const_value.numpy()).reshape(-1).view(np.uint8))
     return sink.digest.hexdigest()
 
 

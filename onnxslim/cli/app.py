@@ -56,6 +56,7 @@ def root(
       onnxslim model.onnx int8.onnx --quantize --calibration data.npz
       onnxslim model.onnx slim.onnxz
       onnxslim prune model.onnx pruned.onnx --exact
+      onnxslim compress model.onnx small.onnx
       onnxslim validate model.onnx slim.onnx
     """
 

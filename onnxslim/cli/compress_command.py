@@ -69,10 +69,11 @@ def compress(
 ) -> None:
     """Store the weights in fewer bytes; the file runs as it is, as fast as before.
 
-    First simplifies and removes zeroed channels, without loss and validated, as always. Then the weights of layers become
-    int8 (a quarter), int4 (a seventh), half precision or palettes. Standard operators give them
-    back, which onnxruntime computes once when it opens the model; the report counts that, lists the
-    error of each weight, and says how the outputs (with --labels: the accuracy) changed.
+    First simplifies and removes zeroed channels, without loss and validated, as always. Then the
+    weights of layers become int8 (a quarter), int4 (a seventh), half precision or palettes.
+    Standard operators give them back, which onnxruntime computes once when it opens the model; the
+    report counts that, lists the error of each weight, and says how the outputs (with --labels: the
+    accuracy) changed.
 
       onnxslim compress model.onnx small.onnx
       onnxslim compress model.onnx small.onnx --weights int4 --labels test.npz --max-drop 0.5

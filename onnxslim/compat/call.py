@@ -158,7 +158,7 @@ def run(source: Any, target: Any, changes: Changes, **options: Any) -> api.Optim
         result.report.files = api.write(
             result.model, target, external_data=options.get("external_data", False)
         )
-        result.report.target = api.name_of(target)
+        result.report.target = "stdout" if target == "-" else api.name_of(target)
     return result
 
 

@@ -50,7 +50,8 @@ class Compressed:
         records: one per weight that is stored in another form.
         accuracy: outputs (and labels) beside those of the model before; None where neither runs.
         loaded: what onnxruntime makes of the result when it opens it; None where it cannot.
-        load_milliseconds: time to open the model before and after, where both were opened.
+        load_milliseconds: time to open the model before and after, where both were opened, with
+            weights mapped: the difference is what giving them back takes.
         warnings: what the user should know, one line each.
     """
 
@@ -87,7 +88,7 @@ class Compressed:
                 parts.append(f"{fused} MatMulNBits")
         if self.load_milliseconds is not None and self.records:
             before, after = self.load_milliseconds
-            parts.append(f"opens in {after:.0f} ms ({before:.0f} before)")
+            parts.append(f"{max(after - before, 0):.0f} ms more to open")
         if self.accuracy is not None and self.records:
             parts.append(self.accuracy.summary())
         return "; ".join(parts)

@@ -5,6 +5,7 @@ file, behind one open descriptor, until a pass asks for their values or a save c
 """
 
 from onnxslim.io.atomic import check_target
+from onnxslim.io.detached import Detached, detach
 from onnxslim.io.extras import (
     OpaqueAttribute,
     forget_declared,
@@ -12,21 +13,24 @@ from onnxslim.io.extras import (
     source_path,
 )
 from onnxslim.io.proto import to_proto
-from onnxslim.io.reader import ModelSource, load
+from onnxslim.io.reader import ModelSource, load, load_given
 from onnxslim.io.source import SourceTensor
 from onnxslim.io.views import runtime_proto, skeleton_proto
 from onnxslim.io.writer import ModelTarget, SavedFiles, save, total_bytes
 
 __all__ = [
+    "Detached",
     "ModelSource",
     "ModelTarget",
     "OpaqueAttribute",
     "SavedFiles",
     "SourceTensor",
     "check_target",
+    "detach",
     "forget_declared",
     "is_opaque_initializer",
     "load",
+    "load_given",
     "runtime_proto",
     "save",
     "skeleton_proto",

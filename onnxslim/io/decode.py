@@ -109,7 +109,7 @@ class _Decoder:
         """Check an out-of-line tensor and name its range in its location."""
         location = next((e.value for e in tensor.external_data if e.key == "location"), "")
         name = tensor.name or "(unnamed)"
-        expected = _expected_bytes(tensor, name)
+        expected = expected_bytes(tensor, name)
         if location.startswith(self._token):
             length = self._ranges[int(location[len(self._token) :])].length
             if length != expected:
@@ -139,7 +139,7 @@ class _Decoder:
         """Bring external data of a part that travels as bytes into those bytes."""
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return
-        expected = _expected_bytes(tensor, tensor.name)
+        expected = expected_bytes(tensor, tensor.name)
         located = self._files.locate(tensor, expected)
         tensor.raw_data = located.source.read(located.offset, located.length)
         tensor.ClearField("data_location")
@@ -356,7 +356,7 @@ def _graphs_in(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs_in(inner)
 
 
-def _expected_bytes(tensor: onnx.TensorProto, name: str) -> int:
+def expected_bytes(tensor: onnx.TensorProto, name: str) -> int:
     """Return the bytes that shape and type call for."""
     try:
         bits = ir.DataType(tensor.data_type).bitwidth

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import onnx
 
 from onnxslim.errors import ModelLoadError
-from onnxslim.io.source import FileSource
+from onnxslim.io.source import FileSource, Source
 from onnxslim.io.wire import Range
 
 
@@ -22,7 +23,7 @@ class DataFiles:
         """``model_path`` is the real path of the model; None if it did not come from a path."""
         self._folder = None if model_path is None else os.path.dirname(model_path)
         self._label = label
-        self._open: dict[str, FileSource] = {}  # by location, as written in the model
+        self._open: dict[str, Source] = {}  # by location, as written in the model
         self._by_path: dict[str, FileSource] = {}
 
     def locate(self, proto: onnx.TensorProto, expected: int) -> Range:
@@ -49,7 +50,7 @@ class DataFiles:
             )
         return Range(source, offset, length)
 
-    def _source(self, location: str, name: str) -> FileSource:
+    def _source(self, location: str, name: str) -> Source:
         if location not in self._open:
             path = self._checked(location, name)
             if not os.path.exists(path):
@@ -80,6 +81,24 @@ class DataFiles:
             if os.path.commonpath([candidate, self._folder]) != self._folder:
                 raise ModelLoadError(f"{where} {how} the model's folder; it is not read")
         return path
+
+
+class GivenFiles(DataFiles):
+    """Data files that are at hand already, by their names: none is looked for on the disk."""
+
+    def __init__(self, files: Mapping[str, Source], label: str) -> None:
+        """``files`` have plain names with ``/`` between parts; ``label`` names the model."""
+        super().__init__(None, label)
+        self._given = files
+
+    def _source(self, location: str, name: str) -> Source:
+        plain = os.path.normpath(location).replace(os.sep, "/") if location else ""
+        if plain not in self._given:
+            raise ModelLoadError(
+                f"tensor '{name}': data file '{location}' is not in {self._label}; it was packed "
+                "from an incomplete model"
+            )
+        return self._given[plain]
 
 
 def _number(entries: dict[str, str], key: str, name: str) -> int:

@@ -6,6 +6,7 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Mapping
 from typing import BinaryIO
 
 import onnx
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxslim.errors import ModelLoadError
 from onnxslim.io.decode import decode
 from onnxslim.io.encode import encode
-from onnxslim.io.external import DataFiles
+from onnxslim.io.external import DataFiles, GivenFiles
 from onnxslim.io.extras import source_path
 from onnxslim.io.source import FileSource, MemorySource, Source, SourceTensor
 from onnxslim.io.wire import Range, Skeleton, strip
@@ -85,6 +86,21 @@ def _from_source(source: Source) -> ir.Model:
     skeleton, proto = parse(source)
     files = DataFiles(getattr(source, "path", None), source.label)
     return decode(skeleton, proto, files, getattr(source, "path", None))
+
+
+def load_given(source: Source, files: Mapping[str, Source]) -> ir.Model:
+    """Load a model from sources that are open already.
+
+    Args:
+        source: The model.
+        files: Its data files, by their names in the model (``/`` between parts).
+
+    Raises:
+        ModelLoadError: not ONNX, cut short, or a data file that is not given.
+        InvalidModelError: a graph that breaks the rules of ONNX so far that it has no meaning.
+    """
+    skeleton, proto = parse(source)
+    return decode(skeleton, proto, GivenFiles(files, source.label), None)
 
 
 def parse(source: Source) -> tuple[Skeleton, onnx.ModelProto]:

@@ -40,6 +40,10 @@ class Source(Protocol):
         """Return exactly ``length`` bytes from ``offset`` or raise ModelLoadError."""
         ...
 
+    def peek(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes, at least one: those that cost little to read."""
+        ...
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` (bytes) from ``offset`` or raise ModelLoadError."""
         ...
@@ -60,6 +64,8 @@ class MemorySource:
     def read(self, offset: int, length: int) -> bytes:
         """Return a copy of the range."""
         return bytes(self.view[offset : offset + length])
+
+    peek = read
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Copy the range into ``buffer``."""
@@ -108,6 +114,8 @@ class FileSource:
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
+
+    peek = read
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer``; a short file is an error, never a short result."""

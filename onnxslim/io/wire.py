@@ -129,17 +129,17 @@ class _Window:
             position = stop
 
     def _varint(self, position: int, end: int, limit: int) -> tuple[int, int]:
-        offset = position - self._start
-        if offset < 0 or offset + 10 > len(self._data):
-            size = min(_WINDOW, self._source.size - position)
-            self._data = self._source.read(position, size)
-            self._start, offset = position, 0
         value = shift = 0
-        for index in range(offset, min(offset + limit, offset + end - position)):
-            byte = self._data[index]
+        for place in range(position, min(position + limit, end)):
+            offset = place - self._start
+            if not 0 <= offset < len(self._data):
+                size = min(_WINDOW, self._source.size - place)
+                self._data = self._source.peek(place, size)
+                self._start, offset = place, 0
+            byte = self._data[offset]
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
-                return value, self._start + index + 1
+                return value, place + 1
             shift += 7
         raise OddEncoding  # cut short or overlong: protobuf decides which
 

@@ -77,7 +77,7 @@ def _release_captures(node: ir.Node) -> None:
 
 
 class Names:
-    """Gives out value names that occur nowhere in a model.
+    """Gives out names that no value and no node of a model has: good for either, or for both.
 
     The names are collected once, so asking is cheap however large the graph is. Names given up
     meanwhile stay taken. The answers depend on the model and the order of questions alone.
@@ -89,6 +89,7 @@ class Names:
             self._taken.update(value.name or "" for value in graph.inputs)
             self._taken.update(graph.initializers)
             for node in graph:
+                self._taken.add(node.name or "")
                 self._taken.update(value.name or "" for value in node.outputs)
                 self._taken.update(value.name or "" for value in node.inputs if value is not None)
 

@@ -48,7 +48,7 @@ def typed(value: ir.Value) -> onnx.ValueInfoProto | None:
     shape = value.shape
     if not value.name or (shape is None and value.type is None):
         return None
-    key = (value.name, value.type, None if shape is None else shape.dims)
+    key = _key(value)
     note = value.meta.get(_NOTE)
     if note is not None and note[0] == key:
         known: onnx.ValueInfoProto = note[1]
@@ -61,6 +61,17 @@ def typed(value: ir.Value) -> onnx.ValueInfoProto | None:
             ir.serde.serialize_shape_into(info.type, shape)
     value.meta[_NOTE] = (key, info)
     return info
+
+
+def remember(value: ir.Value, info: onnx.ValueInfoProto) -> None:
+    """Notes that ``info`` says what is known of a value, so that it need not be written again."""
+    known = onnx.ValueInfoProto()
+    known.CopyFrom(info)  # a part would keep the whole message it belongs to in memory
+    value.meta[_NOTE] = (_key(value), known)
+
+
+def _key(value: ir.Value) -> tuple[object, ...]:
+    return value.name, value.type, None if value.shape is None else value.shape.dims
 
 
 def _write_graph(graph: ir.Graph, proto: onnx.GraphProto, *, is_main: bool) -> None:

@@ -204,7 +204,10 @@ def _take_over(graph: ir.Graph, inferred: onnx.GraphProto) -> int:
             found = facts.get(value.name or "")
             if found is None or value.is_graph_output() or found == inference_proto.typed(value):
                 continue
+            is_new = value.shape is None
             better += _improve(value, found.type)
+            if is_new and value.shape is not None:
+                inference_proto.remember(value, found)
         if subgraphs_of(node):
             better += _take_over_inner(node, inferred.node[index])
     return better

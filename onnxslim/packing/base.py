@@ -15,7 +15,7 @@ from onnxslim.packing.manifest import Manifest
 from onnxslim.packing.parallel import in_order, thread_count
 from onnxslim.packing.plan import Cut, cut_of, find_cuts, hash_range, read_bytes
 from onnxslim.packing.planes import Bytes
-from onnxslim.packing.reader import PackedReader, is_packed, open_packed
+from onnxslim.packing.reader import PackedReader, is_packed, open_reader
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Base:
         self._sources: list[FileSource] = []
         count = thread_count(threads)
         if is_packed(path):
-            self._reader = open_packed(path)
+            self._reader = open_reader(path)
             if self._reader.model.manifest.bases:
                 raise PackError(f"'{self._path}' is itself packed against a base; unpack it first")
             self.sha256 = self._reader.model.manifest.files[0].sha256

@@ -40,7 +40,7 @@ class PackedTensor:
     sha256: str
 
 
-class PackedModel:
+class PackTables:
     """The tables of a packed file, without its data."""
 
     def __init__(self, manifest: Manifest, frames: list[tuple[int, int]], label: str) -> None:

@@ -6,16 +6,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxslim.errors import ModelLoadError, PackError
 from onnxslim.io.source import FileSource
 from onnxslim.packing.checks import check_frame, check_table, decode_frame, frame_name
 from onnxslim.packing.decode import CHEAP
-from onnxslim.packing.dtypes import numpy_dtype
 from onnxslim.packing.forms import SliceOf
 from onnxslim.packing.layout import (
     FILE_BYTES,
@@ -34,11 +32,11 @@ from onnxslim.packing.layout import (
     decode_index,
     table_hash,
 )
-from onnxslim.packing.listing import PackedModel, PackedTensor
+from onnxslim.packing.listing import PackTables
 from onnxslim.packing.manifest import Blob, Manifest
 from onnxslim.packing.planes import Bytes
+from onnxslim.packing.restored import RestoredFile
 from onnxslim.packing.transpose import transposed
-from onnxslim.packing.walk import FoundTensor
 
 
 class BaseBytes(Protocol):
@@ -67,7 +65,7 @@ class PackedReader:
         manifest, index = self._tables(limit)
         count = sum(1 for _ in _bounded(manifest, len(index), self._label))
         frames = decode_index(index, count, self._label)
-        self.model = PackedModel(manifest, frames, self._label)
+        self.model = PackTables(manifest, frames, self._label)
         start = self._data_start
         lengths = (HEADER_SIZE + length for _, length in frames)
         self._offsets = list(accumulate(lengths, initial=start))
@@ -137,20 +135,41 @@ class PackedReader:
         Raises:
             PackError: damaged, far more than so small a file should hold, or a base is missing.
         """
+        self.check_expansion(number)
         blob = self.model.manifest.blobs[number]
-        frames = self.model.blob_frames(number)
-        cheap = all(codec in CHEAP for codec, _ in frames)
-        packed = sum(length for _, length in frames)
-        if not cheap and blob.length > RATIO_LIMIT * packed + RATIO_SLACK:
-            raise PackError(f"{self._label}: tensor #{number} expands over {RATIO_LIMIT} times")
         out = bytearray() if blob.chunk else self._derived(blob)
         start = 0
         for length in blob.chunks():
-            out += self._frame(TENSOR, number, start, length).data
+            out += self.chunk(number, start, length).data
             start += length
-        if hashlib.sha256(out).digest() != blob.sha256:
-            raise PackError(f"{self._label}: tensor #{number} does not match its hash")
+        self.check_hash(number, out)
         return out
+
+    def check_expansion(self, number: int) -> None:
+        """Check, before memory is taken for a tensor, that its frames may hold so much.
+
+        Raises:
+            PackError: far more than so few bytes should hold.
+        """
+        length = self.model.manifest.blobs[number].length
+        frames = self.model.blob_frames(number)
+        cheap = all(codec in CHEAP for codec, _ in frames)
+        packed = sum(size for _, size in frames)
+        if not cheap and length > RATIO_LIMIT * packed + RATIO_SLACK:
+            raise PackError(f"{self._label}: tensor #{number} expands over {RATIO_LIMIT} times")
+
+    def chunk(self, number: int, start: int, length: int) -> Bytes:
+        """Return the chunk of a tensor that starts at byte ``start`` and has ``length`` bytes."""
+        return self._frame(TENSOR, number, start, length)
+
+    def check_hash(self, number: int, data: bytearray | Bytes) -> None:
+        """Compare all bytes of a tensor with its hash.
+
+        Raises:
+            PackError: they differ.
+        """
+        if hashlib.sha256(data).digest() != self.model.manifest.blobs[number].sha256:
+            raise PackError(f"{self._label}: tensor #{number} does not match its hash")
 
     def _derived(self, blob: Blob) -> bytearray:
         """Make a tensor that has no frames of its own."""
@@ -175,23 +194,31 @@ class PackedReader:
 
     def read_file(self, file: int, offset: int, length: int) -> bytes:
         """Return a range of a restored file, decoding only the chunks that cover it."""
-        manifest = self.model.manifest
-        if offset < 0 or length < 0 or offset + length > manifest.files[file].size:
+        if length < 0 or length > self.model.manifest.files[file].size:
             raise PackError(f"{self._label}: bytes beyond the end of file #{file} are asked for")
-        out = bytearray()
-        while length:
-            segment = manifest.segments(file)[manifest.segment_at(file, offset)]
-            inside = offset - segment.start
-            size = min(length, segment.length - inside)
+        out = bytearray(length)
+        self.read_file_into(file, offset, memoryview(out))
+        return bytes(out)
+
+    def read_file_into(self, file: int, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from a restored file, decoding only the chunks that cover it."""
+        manifest = self.model.manifest
+        if offset < 0 or offset + len(buffer) > manifest.files[file].size:
+            raise PackError(f"{self._label}: bytes beyond the end of file #{file} are asked for")
+        done = 0
+        while done < len(buffer):
+            place = offset + done
+            segment = manifest.segments(file)[manifest.segment_at(file, place)]
+            inside = place - segment.start
+            size = min(len(buffer) - done, segment.length - inside)
             if segment.blob is None:
                 total = manifest.files[file].rest
-                place = FILE_BYTES, file, segment.rest_start + inside
-                part = self._chunk_part(place, (MAX_CHUNK, total), size)
+                start = FILE_BYTES, file, segment.rest_start + inside
+                part = self._chunk_part(start, (MAX_CHUNK, total), size)
             else:
                 part = self._blob_part(segment.blob, inside, size)
-            out += part.data
-            offset, length = offset + part.size, length - part.size
-        return bytes(out)
+            buffer[done : done + part.size] = part.data
+            done += part.size
 
     def _blob_part(self, number: int, start: int, length: int) -> Bytes:
         """Return bytes of a tensor from ``start``: up to ``length`` of them, at least one."""
@@ -220,6 +247,10 @@ class PackedReader:
         """Return a restored file as something to read from."""
         return RestoredFile(self, number)
 
+    def check_unchanged(self) -> None:
+        """Raise ModelLoadError if the packed file was modified since it was opened."""
+        self._source.check_unchanged()
+
 
 def _bounded(manifest: Manifest, index_length: int, label: str) -> Iterator[None]:
     """Count frames, but stop where the index cannot name so many."""
@@ -237,27 +268,7 @@ def needs_base(manifest: Manifest, label: str) -> PackError:
     )
 
 
-class RestoredFile:
-    """The bytes of one restored file, decoded where they are read."""
-
-    def __init__(self, reader: PackedReader, number: int) -> None:
-        """``number`` 0 is the model, others are its data files."""
-        self._reader = reader
-        self._number = number
-        self.size = reader.model.manifest.files[number].size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return exactly ``length`` bytes."""
-        return self._reader.read_file(self._number, offset, length)
-
-    def peek(self, offset: int, length: int) -> bytes:
-        """Return up to ``length`` bytes, but none of another tensor."""
-        manifest = self._reader.model.manifest
-        segment = manifest.segments(self._number)[manifest.segment_at(self._number, offset)]
-        return self.read(offset, min(length, segment.start + segment.length - offset))
-
-
-def open_packed(source: str | os.PathLike[str] | BinaryIO) -> PackedReader:
+def open_reader(source: str | os.PathLike[str] | BinaryIO) -> PackedReader:
     """Open a packed file for random access; a stream must be a real, seekable file.
 
     Raises:
@@ -283,64 +294,3 @@ def is_packed(path: str | os.PathLike[str]) -> bool:
             return stream.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
-
-
-def list_tensors(source: str | os.PathLike[str] | BinaryIO) -> list[PackedTensor]:
-    """List the tensors of a packed model, those of subgraphs and data files too.
-
-    A tensor in the attribute of a node goes by the name of the node's first output if it has
-    none of its own.
-
-    Raises:
-        PackError: not a sound packed file.
-    """
-    reader = open_packed(source)
-    return list(reader.model.tensors(reader.file(0)))
-
-
-def read_tensor(source: str | os.PathLike[str] | BinaryIO, name: str) -> npt.NDArray[Any] | bytes:
-    """Read one tensor of a packed model, decoding nothing but the graph and its own bytes.
-
-    Returns:
-        An array of the tensor's shape; or its bytes as they stand in the model, for types that
-        are not a whole number of bytes.
-
-    Raises:
-        PackError: no such tensor, several different ones, or values that are not raw data.
-    """
-    reader = open_packed(source)
-    found = [item for item in reader.model.find(reader.file(0)) if item[0].name == name]
-    label = reader.model.label
-    if not found:
-        raise PackError(f"{label} has no tensor '{name}'; list them to see the names")
-    contents = {_content(reader, item, name) for item in found}
-    if len(contents) > 1:
-        raise PackError(f"{label} has {len(contents)} different tensors named '{name}'")
-    return _values(contents.pop(), found[0][0], label)
-
-
-def _content(
-    reader: PackedReader, item: tuple[FoundTensor, tuple[int, int, int] | None], name: str
-) -> bytes:
-    place = item[1]
-    if place is None:
-        raise PackError(
-            f"{reader.model.label}: tensor '{name}' is not stored as raw data; unpack the model "
-            "to read it"
-        )
-    blob = reader.model.blob_of(place)
-    return bytes(reader.read_file(*place) if blob is None else reader.read_blob(blob))
-
-
-def _values(data: bytes, tensor: FoundTensor, label: str) -> npt.NDArray[Any] | bytes:
-    dtype = numpy_dtype(tensor.dtype)
-    if dtype is None:
-        return data
-    array: npt.NDArray[Any] = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
-    try:
-        return array.view(dtype).reshape(tensor.shape)
-    except ValueError:
-        raise PackError(
-            f"{label}: tensor '{tensor.name}' of shape {tensor.shape[:16]} has {len(data)} bytes, "
-            "which do not fit; the model is invalid"
-        ) from None

@@ -29,7 +29,7 @@ from onnxslim.packing.layout import (
     encode_index,
     table_hash,
 )
-from onnxslim.packing.listing import PackedModel, PackedTensor
+from onnxslim.packing.listing import PackTables, PackedTensor
 from onnxslim.packing.parallel import Progress, in_order, no_progress, thread_count
 from onnxslim.packing.plan import ModelBytes, Plan, make_plan, relate
 from onnxslim.packing.planes import Bytes
@@ -132,7 +132,7 @@ def _write(plan: Plan, stream: BinaryIO, threads: int, progress: Progress) -> Pa
     stream.flush()
     for source in plan.sources:
         source.check_unchanged()
-    model = PackedModel(plan.manifest, frames, plan.sources[0].label)
+    model = PackTables(plan.manifest, frames, plan.sources[0].label)
     return PackReport(
         raw_bytes=plan.manifest.total,
         packed_bytes=position + len(footer),

@@ -27,6 +27,7 @@ from onnxslim.ir.schema import is_op
 from onnxslim.pruning.groups import Analysis, Group
 from onnxslim.pruning.layers import Layer, layer_of
 from onnxslim.pruning.sampling import Feeds, positions, run_tapped
+from onnxslim.pruning.surgery import Surgery
 from onnxslim.pruning.tokens import positions_read
 from onnxslim.rewrite.channels.atoms import Contraction, Ids
 
@@ -37,7 +38,6 @@ NEEDS_DATA = ("wanda", "flap", "obs")
 
 # Larger Gram matrices are not inverted; the variance criterion stands in.
 _LARGEST_GRAM = 4608
-_OBS_RIDGE = 1e-3
 # Units are deleted one by one in groups up to this size, several at a time in larger ones.
 _OBS_STEPS = 128
 
@@ -203,7 +203,7 @@ class Ranking:
             alive = np.setdiff1d(alive, gone)
         return np.array([*order, *alive.tolist()], dtype=np.int64)
 
-    def _surgery(self, group: Group, index: int) -> _Surgery | None:
+    def _surgery(self, group: Group, index: int) -> Surgery | None:
         part = self.analysis.state.contractions[index]
         layer = layer_of(part.node)
         if layer is not None and layer.channel_axis == -1:
@@ -214,7 +214,7 @@ class Ranking:
         if gram is None:
             return None
         owners = np.repeat(group.owners(self.analysis.roots, part.inputs.ids), layer.taps)
-        return _Surgery(gram, layer.weights()[0], owners, group.size)
+        return Surgery(gram, layer.weights()[0], owners, group.size)
 
     def _gram(self, layer: Layer) -> Values | None:
         """The mean Gram matrix of the rows that a layer reads, around their mean."""
@@ -233,45 +233,6 @@ class Ranking:
             return None
         mean = total / count
         return products / count - np.outer(mean, mean)
-
-
-class _Surgery:
-    """One reader of a group: the error of its outputs without a unit, after the best refit.
-
-    Args:
-        gram: ``(unknowns, unknowns)`` of what it reads.
-        weights: ``(outputs, unknowns)``.
-        owners: the unit of each unknown, -1 for none.
-        size: number of units, each with equally many unknowns.
-    """
-
-    def __init__(self, gram: Values, weights: Values, owners: Ids, size: int) -> None:
-        self._weights = np.array(weights)
-        energy = float(np.sum((weights @ gram) * weights))
-        self._scale = 1 / energy if energy > 0 else 0.0
-        ridge = max(_OBS_RIDGE * float(np.trace(gram)) / len(gram), np.finfo(np.float64).tiny)
-        self._inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
-        self._columns = np.argsort(owners, kind="stable")[(owners < 0).sum() :].reshape(size, -1)
-
-    def costs(self, units: Ids) -> Values:
-        """``trace(W_S (H^-1_SS)^-1 W_S^T)`` per unit, relative to the energy of the outputs."""
-        columns = self._columns[units]
-        blocks = self._inverse[columns[:, :, np.newaxis], columns[:, np.newaxis, :]]
-        own = self._weights[:, columns].transpose(1, 2, 0)
-        solved = np.linalg.solve(blocks, own)
-        return np.asarray((own * solved).sum(axis=(1, 2)) * self._scale)
-
-    def delete(self, units: Ids) -> None:
-        """Takes units out and refits the others."""
-        columns = self._columns[units].reshape(-1)
-        block = self._inverse[np.ix_(columns, columns)]
-        across = np.linalg.solve(block, self._inverse[columns])
-        self._weights -= self._weights[:, columns] @ across
-        self._inverse -= self._inverse[:, columns] @ across
-        # What is gone stays out of the later updates, also in the last bits.
-        self._weights[:, columns] = 0
-        self._inverse[columns, :] = 0
-        self._inverse[:, columns] = 0
 
 
 def weights_of(analysis: Analysis, index: int) -> npt.NDArray[Any] | None:

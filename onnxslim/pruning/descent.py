@@ -32,13 +32,13 @@ from onnxslim.rewrite.channels.emit import store
 # Stretches that are refitted together at first: an attention and the network behind it.
 _TOGETHER = 2
 # Steps of one refit, and the rate they begin with, relative to the size of its weights.
-_STEPS = 500
-_RATE = 0.03
-_LAST_STEPS = 500
-_LAST_RATE = 0.01
+_STEPS = 600
+_RATE = 0.035
+_LAST_STEPS = 300
+_LAST_RATE = 0.012
 _DECAYS = (0.9, 0.999)
 # Samples of one step, where the feeds can be taken apart.
-_BATCH = 64
+_BATCH = 128
 # What flows into a stretch, and what is to come out, is held up to so many bytes.
 _HELD_BYTES = 512 << 20
 # Weights of one refit; larger networks are only adapted stretch by stretch.
@@ -144,8 +144,8 @@ class _Refit:
         """The variance of each goal, by which its error is divided, so that all count alike."""
         found = []
         for place, name in enumerate(self._goals):
-            rows = [self._read(place, wanted[name]) for _, wanted in batches]
-            spread = np.mean([np.var(part, axis=0).mean(dtype=np.float64) for part in rows])
+            parts = [self._read(place, wanted[name]) for _, wanted in batches]
+            spread = np.mean([np.var(part, dtype=np.float64) for part in parts])
             found.append(max(float(spread), 1e-12))
         return found
 

@@ -182,13 +182,13 @@ def _layer(
     if node.op_type == "MatMul":
         return "a MatMul has no bias of its own"
     source, weight = (_dequantized(node, index) for index in (0, 1))
-    if source is None or weight is None or constant_tensor(weight.inputs[0]) is None:
+    held = _held(weight) if weight is not None else None
+    if source is None or weight is None or held is None:
         return "it is not in int8"
     if constant_tensor(twin.inputs[1]) is None:
         return "its weights are no constants"
     scale = content_of(weight.inputs[1]).astype(np.float64)
     step = content_of(source.inputs[1]).astype(np.float64) * scale
-    held = _dequantize(node, weight)
     if held.shape != content_of(twin.inputs[1]).shape:
         return "the layers of both models do not match"
     channels = _channel_count(node, held)
@@ -221,9 +221,13 @@ def _bias(
 
 
 def _dequantized(node: ir.Node, index: int) -> ir.Node | None:
+    """The DequantizeLinear of constant scale that makes an input, or None."""
     value = node.inputs[index] if index < len(node.inputs) else None
     maker = value.producer() if value is not None else None
-    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return None
+    is_static = all(constant_tensor(one) is not None for one in maker.inputs[1:])
+    return maker if is_static else None
 
 
 def content_of(value: ir.Value | None) -> Array:
@@ -237,17 +241,28 @@ def content_of(value: ir.Value | None) -> Array:
     return content(value)
 
 
-def _dequantize(node: ir.Node, weight: ir.Node) -> Array:
-    """What a weight is worth, float32."""
-    codes = content_of(weight.inputs[0]).astype(np.float32)
-    scale = content_of(weight.inputs[1])
-    zero = content_of(weight.inputs[2]) if len(weight.inputs) > 2 else np.zeros_like(scale)
+def _held(weight: ir.Node) -> Array | None:
+    """What a weight behind a DequantizeLinear is worth, float32; None when it is no constant."""
+    scale, source = content_of(weight.inputs[1]), weight.inputs[0]
+    zero = (
+        content_of(weight.inputs[2]) if len(weight.inputs) > 2 else np.zeros(scale.shape, np.int8)
+    )
+    coder = source.producer() if source is not None else None
+    is_coded = coder is not None and coder.op_type == "QuantizeLinear"
+    constant = coder.inputs[0] if coder is not None and is_coded else source
+    if constant_tensor(constant) is None:
+        return None
+    codes = content_of(constant).astype(np.float32)
     if scale.ndim:
         shape = [1] * codes.ndim
-        shape[weight.attributes.get_int("axis", 1) or 0] = -1
+        shape[weight.attributes.get_int("axis", 1)] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape)
-    product: Array = (codes - zero.astype(np.float32)) * scale
-    return product
+    middle = zero.astype(np.float32)
+    if is_coded:  # weights that the file keeps in float
+        limits = np.iinfo(zero.dtype)
+        codes = np.clip(np.rint(codes / scale) + middle, limits.min, limits.max)
+    worth: Array = (codes - middle) * scale
+    return worth
 
 
 def _channel_count(node: ir.Node, weight: Array) -> int:

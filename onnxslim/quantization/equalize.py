@@ -228,7 +228,7 @@ class _Trial:
 
     def __init__(self, prepared: Prepared, feeds: Sequence[Feed], plan: QuantPlan) -> None:
         self.feeds, judging, self.notes = _split(feeds)
-        self.plan = plan
+        self.plan = replace(plan, dynamic=False, form="qdq")  # the same numbers, for all forms
         self._reference = _Reference(prepared.model, judging)
 
     def measure(self, candidate: Prepared) -> _Measured:

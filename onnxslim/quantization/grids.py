@@ -12,6 +12,8 @@ from onnxslim.runtime.specs import Array
 
 _INT32 = 2**31 - 1
 
+_CHUNK = 1 << 22  # numbers that are encoded at a time
+
 # Room for the rounding of the scale of a bias.
 _MARGIN = 1.0001
 
@@ -88,7 +90,9 @@ def tensor_grid(
 def channel_grid(values: Array, axis: int, dtype: ir.DataType, codes: tuple[int, int]) -> Grid:
     """A scale per channel, zero in the middle; channels of zeros get scale 1."""
     others = tuple(i for i in range(values.ndim) if i != axis)
-    largest = np.abs(values).max(axis=others, initial=0.0).astype(np.float64)
+    # two looks instead of one at magnitudes, which would be a copy of a large tensor
+    top, bottom = values.max(axis=others, initial=0.0), values.min(axis=others, initial=0.0)
+    largest = np.maximum(top, -bottom).astype(np.float64)
     scale = 2 * largest / (codes[1] - codes[0])
     scale[scale < np.finfo(np.float32).tiny] = 1.0
     zero = np.full(len(scale), round((codes[0] + codes[1]) / 2), dtype.numpy())
@@ -118,13 +122,29 @@ def _grid(
 
 
 def encode(values: Array, grid: Grid) -> Array:
-    """The codes of numbers, rounded to the nearest, ties to even."""
-    low, high = full_codes(grid.dtype)
+    """The codes of numbers, rounded to the nearest, ties to even; in little memory beside them."""
+    result = np.empty(values.shape, grid.dtype.numpy())
+    if not values.ndim:
+        result[...] = _encode(values, grid.scale, grid.zero)
+        return result
     scale, zero = along(grid.scale, grid, values.ndim), along(grid.zero, grid, values.ndim)
-    codes = np.asarray(np.rint(values / scale))  # numpy makes scalars of rank 0
+    rows = max(_CHUNK // max(values[:1].size, 1), 1)
+    for start in range(0, len(values), rows):
+        part = slice(start, start + rows)
+        own = part if grid.axis == 0 else slice(None)
+        by_row = grid.axis is not None
+        result[part] = _encode(
+            values[part], scale[own] if by_row else scale, zero[own] if by_row else zero
+        )
+    return result
+
+
+def _encode(values: Array, scale: Array, zero: Array) -> Array:
+    low, high = full_codes(ir.DataType.from_numpy(zero.dtype))
+    codes = np.rint(values / scale)
     codes += zero.astype(np.float32)
     np.clip(codes, low, high, out=codes)
-    return codes.astype(grid.dtype.numpy())
+    return codes.astype(zero.dtype)
 
 
 def decode(codes: Array, grid: Grid) -> Array:

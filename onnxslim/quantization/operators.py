@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxslim.ir.edit import remove
-from onnxslim.ir.schema import default_opset
+from onnxslim.ir.schema import default_opset, is_op
 from onnxslim.quantization.marks import MOVES
 
 _MS = "com.microsoft"
@@ -94,9 +94,9 @@ class _Converter:
     def _read(self, value: ir.Value | None) -> _Codes | None:
         """What stands before DequantizeLinear."""
         node = value.producer() if value is not None else None
-        if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+        if node is None or node.op_type != "DequantizeLinear":
             return None
-        codes, scale, zero = node.inputs[:3]
+        codes, scale, zero = (*node.inputs, None)[:3]
         if codes is None or scale is None or zero is None:
             return None
         return _Codes(codes, scale, zero)
@@ -121,10 +121,11 @@ class _Converter:
         if first is None or second is None:
             return None
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        stored = self._read(bias)
-        if bias is not None and (stored is None or stored.codes.dtype != ir.DataType.INT32):
+        maker = bias.producer() if bias is not None else None
+        is_stored = maker is not None and is_op(maker, "DequantizeLinear")
+        third = maker.inputs[0] if maker is not None and is_stored else None
+        if bias is not None and (third is None or third.dtype != ir.DataType.INT32):
             return None
-        third = stored.codes if stored is not None else None
         grid = self._grid(ends[0])
         operands: list[ir.Value | None] = [*first.all, *second.all]
         match node.op_type:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim import passes
 from onnxslim.errors import InvalidModelError
 from onnxslim.io import load
 from onnxslim.io.convert import convert_opset
@@ -16,6 +18,7 @@ from onnxslim.ir.constants import constant_tensor
 from onnxslim.ir.edit import Names, replace_value
 from onnxslim.ir.schema import ONNX_DOMAINS, default_opset
 from onnxslim.ir.traversal import nodes
+from onnxslim.pipeline import Context, Pass
 from onnxslim.quantization.axes import channel_axis
 from onnxslim.quantization.half import to_island
 from onnxslim.runtime.session import open_session
@@ -79,7 +82,16 @@ def prepare(
         _own_tensors(work)
         given |= _name_nodes(work)
         shapes.infer(work)
+    if folded := _fold_norms(work):
+        notes.append(f"{folded} BatchNormalization were folded into convolutions")
     return work, notes, given
+
+
+def _fold_norms(model: ir.Model) -> int:
+    """Folds BatchNormalization into the convolution before it: it has no int8 kernel."""
+    context = Context(model)
+    fuse: Pass = cast("Any", passes.load("fuse-conv-batchnorm"))()
+    return fuse(model, context).changes
 
 
 def is_quantized(model: ir.Model) -> bool:

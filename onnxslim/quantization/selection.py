@@ -14,6 +14,7 @@ from onnxslim.io import is_opaque_initializer
 from onnxslim.ir.constants import scalar
 from onnxslim.ir.schema import ONNX_DOMAINS
 from onnxslim.ir.traversal import subgraphs_of
+from onnxslim.quantization.between import among_floats
 from onnxslim.quantization.presets import QuantizePreset
 
 MATRIX_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -81,6 +82,9 @@ def select(
             result.chosen.append(node)
         else:
             result.refused.append((node, reason))
+    against = among_floats(result.chosen)
+    result.refused.extend((n, against[id(n)]) for n in result.chosen if id(n) in against)
+    result.chosen = [node for node in result.chosen if id(node) not in against]
     _drop_islands(result)
     if not result.chosen:
         reasons = [f"{n.op_type}: {why}" for n, why in result.refused if n.op_type in MATRIX_OPS]
@@ -164,6 +168,8 @@ def _operator_reason(node: ir.Node, preset: QuantizePreset) -> str | None:
             return "its bias differs by row"
         case "MatMul" if all(constant):
             return "constant"
+        case "Softmax" if not preset.device:
+            return "its int8 kernel is slower and coarser than float"
         case "Pad" if not _pads_zeros(node):
             return "it pads with other numbers than zero"
         case "MatMul" if preset.constant_matmul_only and not any(map(_is_fixed, node.inputs)):

@@ -306,11 +306,8 @@ class _Writer:
     ) -> ir.Node:
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         name = self._names.fresh(f"{base}_{op_type}_Output")
-        return ir.node(
-            op_type, inputs, attributes,
-            outputs=[ir.Value(name=name)],
-            name=self._names.fresh(f"{base}_{op_type}"),
-        )  # fmt: skip
+        # no name: some hundred of them would only make the file larger
+        return ir.node(op_type, inputs, attributes, outputs=[ir.Value(name=name)])
 
     def _write_bias(self, node: ir.Node) -> None:
         bias = self._bias_of(node)
@@ -319,13 +316,12 @@ class _Writer:
         inputs, weights = self._operands[id(node)]
         grid = grids.bias_grid(self._grid_of(weights), self._grid_of(inputs))
         values, base = _flat_bias(bias, grid), bias.name or ""
-        names = [self._names.fresh(f"{base}_{end}") for end in ("quantized", "scale", "zero_point")]
-        arrays = (grids.encode_bias(values, grid), grid.scale, grid.zero)
+        arrays = {"quantized": grids.encode_bias(values, grid), "scale": grid.scale}
         made = [
-            add_initializer(self._graph, content, name)
-            for content, name in zip(arrays, names, strict=True)
+            add_initializer(self._graph, content, self._names.fresh(f"{base}_{end}"))
+            for end, content in arrays.items()
         ]
-        last = self._dequantize(made[0], made[1], made[2], base, grid.axis)
+        last = self._node("DequantizeLinear", made, base, grid.axis)  # no zero point: it is 0
         self._graph.insert_before(node, last)
         node.replace_input_with(2, last.outputs[0])
         self._touched.add(bias)

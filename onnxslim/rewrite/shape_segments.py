@@ -66,9 +66,7 @@ def segments_of(node: ir.Node, known: ShapeContents) -> list[Segment] | None:
     return _joined(found)
 
 
-def _parts(
-    node: ir.Node, known: ShapeContents
-) -> list[Input | tuple[Element, ...]] | None:
+def _parts(node: ir.Node, known: ShapeContents) -> list[Input | tuple[Element, ...]] | None:
     """Known elements, and for a Concat inputs of which not all elements are known."""
     contents = known.of(node.outputs[0])
     if contents is not None and None not in contents.elements:

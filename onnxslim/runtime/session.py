@@ -124,17 +124,25 @@ def _limited(limit: float | None) -> Iterator[Any]:
 
 
 def open_session(
-    model: ir.Model | str | os.PathLike[str] | bytes, *, optimize: bool, threads: int = 0
+    model: ir.Model | str | os.PathLike[str] | bytes,
+    *,
+    optimize: bool,
+    threads: int = 0,
+    spin: bool = True,
+    prepack: bool = False,
 ) -> Session:
     """Opens a model for running on the CPU.
 
-    Weights are not prepacked: prepacking changes the last bits of sums, so it must be the same for
-    every model that is compared, and without it weights can stay mapped.
+    Weights are not prepacked unless asked for: prepacking changes the last bits of sums, so it must
+    be the same for every model that is compared, and without it weights can stay mapped.
 
     Args:
         model: a graph in memory (its weights stay where they are), a path, or a serialised model.
         optimize: True for the graph optimizations of a deployment, False for the graph as it is.
         threads: threads for one operator; 0 lets onnxruntime choose.
+        spin: whether threads without work spin for a while, which is best for latency and takes
+            processor time from everything else.
+        prepack: bring weights into the order that kernels like, as a deployment does.
 
     Raises:
         RuntimeRefusedError: onnxruntime cannot open the model.
@@ -145,9 +153,11 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     if folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", os.fspath(folder)

@@ -167,7 +167,7 @@ class _Validation:
 
     def _open_reference(self) -> Runner:
         try:
-            return open_session(self._reference, optimize=False, threads=self._threads)
+            return open_session(self._reference, optimize=False, threads=self._threads, spin=False)
         except RuntimeRefusedError as refusal:
             try:
                 session = ReferenceSession(self._reference)
@@ -181,7 +181,7 @@ class _Validation:
         try:
             if self._result.evaluator == "reference":
                 return ReferenceSession(self._candidate)
-            return open_session(self._candidate, optimize=False, threads=self._threads)
+            return open_session(self._candidate, optimize=False, threads=self._threads, spin=False)
         except RuntimeRefusedError as error:
             raise _FailedError(f"the original opens, the result does not: {error}") from error
 
@@ -255,7 +255,7 @@ class _Validation:
         self._judge_optimized(names, (answers, plain), others)
 
     def _run_optimized(self, model: ir.Model, feed: Feed) -> tuple[list[str], list[Any]]:
-        session = open_session(model, optimize=True, threads=self._threads)
+        session = open_session(model, optimize=True, threads=self._threads, spin=False)
         return session.output_names, session.run(feed)
 
     def _judge_optimized(

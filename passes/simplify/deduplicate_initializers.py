@@ -14,8 +14,8 @@ After::
 
 Candidates have the same element type and shape; those that also agree in a few sampled pieces are
 compared byte by byte, whatever their size. No hash decides, and of a weight that has no twin
-nothing but the sample is read. Of equal weights in branches that do not see each other, one moves to
-the main graph, which all of them see.
+nothing but the sample is read. Of equal weights in branches that do not see each other, one moves
+to the main graph, which all of them see.
 
 Holds only if:
 
@@ -25,8 +25,8 @@ Holds only if:
    is not named by a quantization annotation or by training information;
 3. the one that stays belongs to the same graph or to one around it, where its name is not hidden by
    another value of that name;
-4. one moves to the main graph only if it has 1 KiB or more, and under a name that the model does not
-   use; before IR version 4, where every initializer of the main graph is an input of it, none does;
+4. one moves to the main graph only if it has 1 KiB or more, and under a name that the model does
+   not use; none does before IR version 4, where initializers of the main graph are its inputs;
 5. weights that are computed on saving are not computed for the comparison, unless they are small.
 
 Function bodies have no initializers.
@@ -127,7 +127,8 @@ class _Shared:
         if twin is None or not (self._is_free(value) and self._is_free(twin)):
             return False
         name = value.name or ""
-        if not self.context.allow(self.owner, name, f"same bytes as {twin.name}, in another branch"):
+        detail = f"same bytes as {twin.name}, in another branch"
+        if not self.context.allow(self.owner, name, detail):
             return False
         moved = ir.Value(
             name=self.context.fresh_name(f"{twin.name}_shared"),

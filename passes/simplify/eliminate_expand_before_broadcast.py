@@ -37,13 +37,12 @@ import onnx_ir as ir
 
 from onnxslim.ir.edit import remove
 from onnxslim.ir.schema import is_op, opset_of
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.place_constant import add_constant, discard_unused
 
-_ELEMENTWISE = frozenset(
-    {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max"}
-    | {"Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor"}
+_ELEMENTWISE = (
+    *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max"),
+    *("Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor"),
 )
 _SINCE = 8  # Max, Min and Sum broadcast since then, the others a version longer
 
@@ -54,11 +53,12 @@ class EliminateExpandBeforeBroadcast(Pass):
 
     name: ClassVar[str] = "eliminate-expand-before-broadcast"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"ConstantOfShape", "Expand"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
-            if not is_op(node, *_ELEMENTWISE) or (opset_of(node, model) or 0) < _SINCE:
+        for node in context.nodes_of(model, *_ELEMENTWISE):
+            if (opset_of(node, model) or 0) < _SINCE:
                 continue
             for slot in range(len(node.inputs)):
                 changes += self._shorten(node, slot, model, context)

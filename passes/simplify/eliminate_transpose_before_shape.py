@@ -35,7 +35,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import array
 from onnxslim.ir.edit import remove
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.place_constant import add_constant, discard_unused
 
@@ -46,10 +45,11 @@ class EliminateTransposeBeforeShape(Pass):
 
     name: ClassVar[str] = "eliminate-transpose-before-shape"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Transpose"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Shape"):
             transpose = _match(node)
             if transpose is None:
                 continue
@@ -61,7 +61,7 @@ class EliminateTransposeBeforeShape(Pass):
 
 def _match(node: ir.Node) -> ir.Node | None:
     """The Transpose whose shape the node gives."""
-    if not is_op(node, "Shape") or node.attributes:
+    if node.attributes:
         return None
     value = node.inputs[0]
     transpose = value.producer() if value is not None else None

@@ -30,7 +30,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import int_list
 from onnxslim.ir.edit import bypass
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.noops.rules import dim, rank
 from onnxslim.rewrite.scopes import Scopes
@@ -42,12 +41,13 @@ class EliminateTransposeOfOnes(Pass):
 
     name: ClassVar[str] = "eliminate-transpose-of-ones"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Transpose"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
         changes = 0
-        for node in nodes(model):
-            if not is_op(node, "Transpose") or not _keeps_order(node):
+        for node in context.nodes_of(model, "Transpose"):
+            if not _keeps_order(node):
                 continue
             value, source = node.outputs[0], node.inputs[0]
             readers = value.consumers()

@@ -16,8 +16,8 @@ Holds only if:
 
 1. every element of the constant is 0, and broadcasting it does not change the shape;
 2. the other operand is computed by MatMul, Gemm, Conv, ConvTranspose or Einsum, perhaps moved by
-   Reshape, Transpose, Squeeze or Unsqueeze: adding 0.0 turns -0.0 into 0.0, and of a sum of products
-   the standard does not say which zero it gives.
+   Reshape, Transpose, Squeeze or Unsqueeze: adding 0.0 turns -0.0 into 0.0, and of a sum of
+   products the standard does not say which zero it gives.
 
 Exactness: rounding; a zero may have the other sign.
 
@@ -34,7 +34,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import SMALL_BYTES, array
 from onnxslim.ir.edit import bypass
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.noops.rules import keeps_shape
 from onnxslim.rewrite.scopes import Scopes
@@ -49,11 +48,12 @@ class EliminateZeroBias(Pass):
 
     name: ClassVar[str] = "eliminate-zero-bias"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    roots: ClassVar[frozenset[str]] = frozenset({"Add"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Add"):
             kept = _match(node)
             if kept is None or not scopes.can_replace(node.outputs[0], kept):
                 continue
@@ -65,8 +65,6 @@ class EliminateZeroBias(Pass):
 
 def _match(node: ir.Node) -> ir.Value | None:
     """The operand that the sum equals."""
-    if not is_op(node, "Add") or len(node.inputs) != 2:
-        return None
     for kept, zeros in (node.inputs, node.inputs[::-1]):
         if kept is None or not _is_sum(kept):
             continue

@@ -33,7 +33,6 @@ import onnx_ir as ir
 
 from onnxslim.ir.constants import SMALL_BYTES, array
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.place_constant import discard_unused
 
@@ -49,12 +48,11 @@ class EliminateZeroState(Pass):
 
     name: ClassVar[str] = "eliminate-zero-state"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"GRU", "LSTM", "RNN"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
-            if not is_op(node, *_STATES):
-                continue
+        for node in context.nodes_of(model, *_STATES):
             for slot in _STATES[node.op_type]:
                 value = node.inputs[slot] if slot < len(node.inputs) else None
                 if value is None or not _is_zero(value):

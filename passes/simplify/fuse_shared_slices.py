@@ -61,6 +61,7 @@ class FuseSharedSlices(Pass):
 
     name: ClassVar[str] = "fuse-shared-slices"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Slice"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0

@@ -20,7 +20,7 @@ Holds only if:
 2. the axes that are left, or were there before, come out in their order;
 3. ``keepdims`` is 0 for a reduction;
 4. the first node has no other reader, is no graph output, and stands in the same graph;
-5. where axes are an input, the new ones can be stored: an initializer, or a Constant node elsewhere.
+5. where axes are an input, the new ones are stored beside the old ones if others read those.
 
 Exactness: rounding; a sum may be taken in another order.
 
@@ -38,7 +38,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import int_list
 from onnxslim.ir.edit import remove, replace_value
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.place_constant import add_constant, discard_unused
 
@@ -62,13 +61,14 @@ class FuseTransposeReduce(Pass):
 
     name: ClassVar[str] = "fuse-transpose-reduce"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    roots: ClassVar[frozenset[str]] = frozenset({"Transpose"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, *_REDUCTIONS, "Transpose"):
             if is_op(node, *_REDUCTIONS):
                 changes += self._reduce(node, model, context)
-            elif is_op(node, "Transpose"):
+            else:
                 changes += self._unsqueeze(node, model, context)
         return PassResult(changes)
 

@@ -39,6 +39,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim.ir.constants import int_list, is_constant
 from onnxslim.ir.edit import replace_value
 from onnxslim.ir.schema import is_op, opset_of
 from onnxslim.ir.traversal import graphs
@@ -50,9 +51,10 @@ from onnxslim.rewrite.shape_segments import Dims, Input, Segment, dying_with, se
 from onnxslim.rewrite.stored_bytes import freed_bytes, freed_constants, node_bytes
 
 _SINCE = 15  # Shape has ``start`` and ``end``
-# Bytes of a Shape with both attributes, and of other new nodes, beside the names of values.
-_NEW_NODE = 48
-_NEW_CONSTANT = 60
+# Bytes of new nodes with their attributes, and of a new list, beside the names and the numbers.
+_NEW_SHAPE = 38
+_NEW_CONCAT = 24
+_NEW_CONSTANT = 18
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class RebuildShapes(Pass):
 
     name: ClassVar[str] = "rebuild-shapes"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Shape"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         known, scopes = ShapeContents(model), Scopes(model)
@@ -152,10 +155,27 @@ def _pays(plans: Sequence[_Plan], opset: int, model: ir.Model) -> bool:
         return False
     freed = sum(node_bytes(node) for node in gone)
     freed += sum(freed_bytes(value) for value in freed_constants(gone))
-    constants = {piece for plan in plans for piece in plan.segments if isinstance(piece, tuple)}
-    constants |= {tuple(range(key[2], key[3])) for key in nodes if key[0] == "Gather"}  # type: ignore[call-overload]
-    added = _NEW_NODE * created + sum(_NEW_CONSTANT + 8 * len(item) for item in constants)
-    return added <= freed
+    return _added(plans, [key for key in nodes if not _exists(key, gone)]) <= freed
+
+
+def _added(plans: Sequence[_Plan], keys: Sequence[tuple[object, ...]]) -> int:
+    """About how many bytes the new nodes and constants take."""
+    total = 0
+    numbers: dict[tuple[int, ...], int] = {}
+    for plan in plans:
+        name = len(plan.node.outputs[0].name or "")
+        if len(plan.segments) > 1:
+            total += _NEW_CONCAT + name + 8 + 4 * len(plan.segments)
+        for piece in plan.segments:
+            if isinstance(piece, tuple):
+                numbers.setdefault(piece, name)
+    for key in keys:
+        source = key[1]
+        assert isinstance(source, ir.Value)  # that is how keys are made
+        total += _NEW_SHAPE + 3 * len(source.name or "")  # its own name, and where it is read
+        if key[0] == "Gather":
+            total += _NEW_CONSTANT + 8 * (int(str(key[3])) - int(str(key[2])))
+    return total + sum(_NEW_CONSTANT + 8 * len(item) + size for item, size in numbers.items())
 
 
 def _exists(key: tuple[object, ...], gone: dict[ir.Node, None]) -> bool:
@@ -263,6 +283,9 @@ def _numbers(
     model: ir.Model,
     context: Context,
 ) -> ir.Value:
+    for value in node.inputs if is_op(node, "Concat") else ():
+        if is_constant(value) and int_list(value) == numbers and value is not None:
+            return value
     key = ("Constant", *numbers)
     if key not in made or needs_node(model, node.graph):
         tensor = ir.tensor(np.array(numbers, dtype=np.int64))

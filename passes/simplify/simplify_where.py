@@ -40,7 +40,6 @@ import onnx_ir as ir
 from onnxslim.ir.constants import SMALL_BYTES, array, constant_tensor, scalar
 from onnxslim.ir.edit import remove
 from onnxslim.ir.schema import is_op
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.noops.rules import is_integer, rank, static_shape
 from onnxslim.rewrite.place_constant import discard_unused
@@ -54,13 +53,14 @@ class SimplifyWhere(Pass):
 
     name: ClassVar[str] = "simplify-where"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Equal", "Where"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Equal", "Where"):
             if is_op(node, "Where"):
                 changes += sum(self._choose(node, slot, context) for slot in (1, 2))
-            elif is_op(node, "Equal"):
+            else:
                 changes += self._compare(node, context)
         return PassResult(changes)
 
@@ -86,7 +86,12 @@ class SimplifyWhere(Pass):
         """Compares the operands of a Sub instead of their difference with 0 (2, 3)."""
         difference, zero = node.inputs
         sub = difference.producer() if difference is not None else None
-        if difference is None or sub is None or not is_op(sub, "Sub") or sub.graph is not node.graph:
+        if (
+            difference is None
+            or sub is None
+            or not is_op(sub, "Sub")
+            or sub.graph is not node.graph
+        ):
             return 0
         if difference.is_graph_output() or len(difference.uses()) != 1:
             return 0
@@ -109,14 +114,14 @@ def _has_shape(operands: list[ir.Value | None], result: ir.Value) -> bool:
     known = [shape for shape in shapes if shape is not None]
     if wanted is None or len(known) != len(shapes):
         return False
-    return np.broadcast_shapes(*known) == wanted
+    return bool(np.broadcast_shapes(*known) == wanted)
 
 
 def _is_zero(value: ir.Value | None, other: ir.Value) -> bool:
     tensor, width = constant_tensor(value), rank(other)
     if tensor is None or width is None or len(tensor.shape) > width:
         return False
-    return scalar(value) == 0
+    return bool(scalar(value) == 0)
 
 
 def _is_plain(value: ir.Value | None) -> bool:

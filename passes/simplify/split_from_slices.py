@@ -16,8 +16,8 @@ Holds only if:
 1. the size of the axis is known; the Slices cut this axis alone, with step 1 and constant bounds;
 2. sorted by their start they cover the axis without gap or overlap, and there are two or more;
 3. they stand in one graph and read nothing but ``x`` and constants;
-4. the element type is one that a Split takes in the runtimes (floats and integers of 32 and 64 bits,
-   8-bit integers and bool).
+4. the element type is one that a Split takes in the runtimes: floats, integers of 8, 32 and 64
+   bits, bool.
 
 Exactness: exact.
 
@@ -35,7 +35,6 @@ import onnx_ir as ir
 
 from onnxslim.ir.edit import remove, replace_value
 from onnxslim.ir.schema import is_op, opset_of
-from onnxslim.ir.traversal import nodes
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.place_constant import add_constant, discard_unused
 from onnxslim.rewrite.slices import cuts_of, interval
@@ -60,11 +59,12 @@ class SplitFromSlices(Pass):
 
     name: ClassVar[str] = "split-from-slices"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    roots: ClassVar[frozenset[str]] = frozenset({"Slice"})
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
         tried: set[tuple[ir.Value | None, int]] = set()
-        for node in nodes(model):
+        for node in context.nodes_of(model, "Slice"):
             piece = _piece(node)
             if piece is None or (node.inputs[0], piece.axis) in tried:
                 continue

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx.printer
+import onnx_ir as ir
 import pytest
 from graph_check import parse
 from onnx import numpy_helper
@@ -391,3 +392,15 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -
     command("--merge", "3.npz", "1.npz", "2.npz", "--out", "merged.npz", "--json", "-")
     assert '"samples": 40' in capsys.readouterr().out
     assert Path("merged.npz").read_bytes() == Path("all.npz").read_bytes()
+
+
+def test_models_beyond_one_file_have_a_digest_of_graph_and_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onnxslim.calibration.run._ONE_FILE", 10)
+    first = model_digest(model())
+    assert first == model_digest(model())
+    other = model()
+    weight = next(v for v in other.graph.initializers.values() if v.const_value is not None)
+    weight.const_value = ir.tensor(weight.const_value.numpy() + 1, name=weight.name)
+    assert model_digest(other) != first

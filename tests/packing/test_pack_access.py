@@ -13,7 +13,7 @@ from pack_models import all_dtypes, model_of, nested, normal, raw_tensor, with_d
 
 from onnxslim.errors import PackError
 from onnxslim.packing import list_tensors, pack, read_tensor
-from onnxslim.packing.reader import open_packed
+from onnxslim.packing.reader import open_reader
 
 
 def test_every_tensor_reads_as_in_the_model(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_tensors_in_data_files(tmp_path: Path) -> None:
 def test_one_tensor_of_a_hundred_reads_little(tmp_path: Path) -> None:
     tensors = [raw_tensor(f"w{n}", 1, [128, 128], normal(1 << 14, seed=n)) for n in range(100)]
     pack(written(model_of(tensors), tmp_path / "m.onnx"), tmp_path / "p.onnxz")
-    reader = open_packed(tmp_path / "p.onnxz")
+    reader = open_reader(tmp_path / "p.onnxz")
     places = [place for found, place in reader.model.find(reader.file(0)) if found.name == "w57"]
     assert len(places) == 1
     assert places[0] is not None
@@ -82,7 +82,7 @@ def test_any_range_of_the_restored_file(tmp_path: Path) -> None:
     data = nested().SerializeToString()
     (tmp_path / "m.onnx").write_bytes(data)
     pack(tmp_path / "m.onnx", tmp_path / "p.onnxz")
-    file = open_packed(tmp_path / "p.onnxz").file(0)
+    file = open_reader(tmp_path / "p.onnxz").file(0)
     rng = np.random.default_rng(0)
     for start, stop in rng.integers(0, len(data), (200, 2)):
         low, high = int(min(start, stop)), int(max(start, stop))

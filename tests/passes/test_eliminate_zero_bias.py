@@ -43,11 +43,17 @@ def test_moves_between_do_not_matter():
     ],
 )
 def test_refused_bias(first, bias):
-    check(PASS, f"g (float[N,3] x) => (float[M,N,2] y) <{WEIGHT}, {bias}> {{ {first} y = Add (a, b) }}")
+    check(
+        PASS,
+        f"g (float[N,3] x) => (float[M,N,2] y) <{WEIGHT}, {bias}> {{ {first} y = Add (a, b) }}",
+    )
 
 
 def test_refused_behind_what_gives_a_certain_zero():
-    check(PASS, "g (float[N,2] x) => (float[N,2] y) <float[2] b = {0, 0}> { a = Neg (x) y = Add (a, b) }")
+    check(
+        PASS,
+        "g (float[N,2] x) => (float[N,2] y) <float[2] b = {0, 0}> { a = Neg (x) y = Add (a, b) }",
+    )
 
 
 def test_refused_for_an_overridable_bias():

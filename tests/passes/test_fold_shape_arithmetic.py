@@ -201,11 +201,39 @@ def test_inferred_dimension_in_the_original() -> None:
 
 
 def test_allowzero() -> None:
+    """A dimension that is 0 at run time gives 0 both ways, so the attribute can go."""
     check(
         FoldShapeArithmetic(slack=64),
         """g (float[B,12] x) => (float[B,3,4] y) <int64[1] a = {0}, int64[2] n = {3, 4}>
         { s = Shape (x) b = Gather (s, a) c = Concat <axis = 0> (b, n)
           y = Reshape <allowzero = 1> (x, c) }""",
+        """g (float[B,12] x) => (float[B,3,4] y) <int64[3] c = {0, 3, 4}>
+        { y = Reshape (x, c) }""",
+        feeds={"x": np.zeros((0, 12), np.float32)},
+    )
+
+
+def test_allowzero_with_a_literal_zero() -> None:
+    check(
+        FoldShapeArithmetic(slack=64),
+        """g (float[B,0] x) => (float[B,0,4] y) <int64[1] a = {0}, int64[2] n = {0, 4}>
+        { s = Shape (x) b = Gather (s, a) c = Concat <axis = 0> (b, n)
+          y = Reshape <allowzero = 1> (x, c) }""",
+    )
+
+
+def test_reshapes_that_share_a_shape() -> None:
+    """Alone each of them would leave the chain for the other one, and the file would grow."""
+    check(
+        FoldShapeArithmetic(),
+        """g (float[B,12] x, float[B,12] z) => (float[B,3,4] y, float[B,3,4] w)
+        <int64[1] a = {0}, int64[2] n = {3, 4}> {
+            s = Shape (x) b = Gather (s, a) c = Concat <axis = 0> (b, n)
+            y = Reshape (x, c) w = Reshape (z, c)
+        }""",
+        """g (float[B,12] x, float[B,12] z) => (float[B,3,4] y, float[B,3,4] w)
+        <int64[3] c = {0, 3, 4}> { y = Reshape (x, c) w = Reshape (z, c) }""",
+        changes=2,
     )
 
 

@@ -80,17 +80,25 @@ def test_difference_of_integers():
     "text",
     [
         # infinities may come in
-        "g (float[N] a, float[N] b) => (bool[N] y) <float z = {0}>"
-        " { d = Sub (a, b) y = Equal (d, z) }",
+        (
+            "g (float[N] a, float[N] b) => (bool[N] y) <float z = {0}>"
+            " { d = Sub (a, b) y = Equal (d, z) }"
+        ),
         # not compared with 0
-        "g (int64[N] a, int64[N] b) => (bool[N] y) <int64 z = {1}>"
-        " { d = Sub (a, b) y = Equal (d, z) }",
+        (
+            "g (int64[N] a, int64[N] b) => (bool[N] y) <int64 z = {1}>"
+            " { d = Sub (a, b) y = Equal (d, z) }"
+        ),
         # 0 adds an axis
-        "g (int64[N] a, int64[N] b) => (bool[1,N] y) <int64[1,1] z = {0}>"
-        " { d = Sub (a, b) y = Equal (d, z) }",
+        (
+            "g (int64[N] a, int64[N] b) => (bool[1,N] y) <int64[1,1] z = {0}>"
+            " { d = Sub (a, b) y = Equal (d, z) }"
+        ),
         # the difference is needed
-        "g (int64[N] a, int64[N] b) => (bool[N] y, int64[N] d) <int64 z = {0}>"
-        " { d = Sub (a, b) y = Equal (d, z) }",
+        (
+            "g (int64[N] a, int64[N] b) => (bool[N] y, int64[N] d) <int64 z = {0}>"
+            " { d = Sub (a, b) y = Equal (d, z) }"
+        ),
     ],
 )
 def test_refused(text):

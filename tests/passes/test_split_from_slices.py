@@ -30,7 +30,9 @@ def test_roll():
 
 
 def test_before_opset_13_sizes_are_an_attribute():
-    head = '<ir_version: 8, opset_import: ["" : 9]> g (float[N,5] x) => (float[N,3] y, float[N,2] z)'
+    head = (
+        '<ir_version: 8, opset_import: ["" : 9]> g (float[N,5] x) => (float[N,3] y, float[N,2] z)'
+    )
     check(
         PASS,
         head

@@ -7,6 +7,7 @@ shared weights, zeroed channels, If branches with captures, and random operators
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,8 +271,8 @@ STEPS = (
 )
 
 
-def random_model(seed: int) -> onnx.ModelProto:
-    """A valid model; equal seeds give equal models."""
+def random_model(seed: int, steps: Sequence[Callable[[Builder], None]] = STEPS) -> onnx.ModelProto:
+    """A valid model out of these steps; equal seeds give equal models."""
     b = Builder(np.random.default_rng(seed))
     batch: Dim = "N" if b.rng.random() < 0.7 else 2
     inputs = [
@@ -281,7 +282,7 @@ def random_model(seed: int) -> onnx.ModelProto:
     ]
     b.items.extend(inputs)
     for _ in range(int(b.rng.integers(4, 22))):
-        STEPS[int(b.rng.integers(len(STEPS)))](b)
+        steps[int(b.rng.integers(len(steps)))](b)
     made = [item for item in b.items if item.name.startswith("v")]
     if not made:
         unary(b)

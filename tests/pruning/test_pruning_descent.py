@@ -110,8 +110,9 @@ def test_gradients_are_slopes_of_the_whole_stretch() -> None:
 def test_a_descent_is_closer_than_least_squares_and_repeats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(descent, "_STEPS", 40)
-    monkeypatch.setattr(descent, "_LAST_STEPS", 40)
+    monkeypatch.setattr(descent, "_STEPS", 15)
+    monkeypatch.setattr(descent, "_LAST_STEPS", 15)
+    monkeypatch.setattr(descent, "_BATCH", 32)
     model, analysis = digits_transformer()
     made, feeds = halved(model, analysis), images(256)
     teacher = Teacher(model, feeds[:12], 0)

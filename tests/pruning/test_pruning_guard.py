@@ -8,10 +8,11 @@ import pytest
 from graph_check import run
 from prune_models import Net
 
-from onnxslim.errors import DemandMissedError
+from onnxslim.errors import DemandMissedError, UsageError
 from onnxslim.ir import shapes
 from onnxslim.pruning.data import PruningData
 from onnxslim.pruning.judge import Judge
+from onnxslim.pruning.request import Pruning, read_pruning_data, run_pruning
 from onnxslim.pruning.structured import StructuredRequest, prune_structured
 from onnxslim.validated_run import no_progress
 
@@ -128,3 +129,20 @@ def test_a_latency_target_is_measured() -> None:
     outcome = prune_structured(model, request, PruningData(fit=given), no_progress)
     assert outcome.speed is not None
     assert outcome.speed.ratio < 0.9
+
+
+def test_a_limit_alone_is_a_request_and_cuts_channels() -> None:
+    pruning = Pruning(max_drop=3.0, calibration=feeds(10, 0))
+    assert pruning.cuts_channels
+    model = classifier()
+    limits = read_pruning_data(model, pruning)
+    pruned = run_pruning(model, pruning, limits, no_progress)
+    assert pruned.shrinks
+    before, after = pruned.details["costs"]["size"]
+    assert after < before
+    assert drop(pruned.model, limits) <= 3.0
+
+
+def test_no_request_at_all_is_refused() -> None:
+    with pytest.raises(UsageError, match="or max-drop alone; given: nothing"):
+        Pruning()

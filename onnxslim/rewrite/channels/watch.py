@@ -38,8 +38,8 @@ class Watch:
         places = [self._owners[start:stop] for start, stop in zip(first, last, strict=True)]
         if not places:
             return
-        owners = np.unique(np.concatenate(places))
-        for index in owners[~self._waits[owners]].tolist():
+        owners = np.concatenate(places)
+        for index in set(owners[~self._waits[owners]].tolist()):  # the heap puts them in order
             self._waits[index] = True
             heapq.heappush(self._heap, self._sign * index)
 
