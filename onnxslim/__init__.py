@@ -20,13 +20,14 @@ if TYPE_CHECKING:
         inspect,
         optimize,
         prune,
+        session,
         validate,
     )
     from onnxslim.compat import slim
     from onnxslim.compression import Compression
     from onnxslim.errors import OnnxSlimError
     from onnxslim.io import load, save
-    from onnxslim.packing import pack, unpack
+    from onnxslim.packing import PackedModel, open_packed, pack, unpack
     from onnxslim.pruning.request import Pruning
 
 __version__ = "1.0.0"
@@ -34,15 +35,18 @@ __version__ = "1.0.0"
 _PUBLIC = {
     "Compression": "onnxslim.compression",
     "OnnxSlimError": "onnxslim.errors",
+    "PackedModel": "onnxslim.packing",
     "Pruning": "onnxslim.pruning.request",
     "Quantization": "onnxslim.api",
     "compress": "onnxslim.api",
     "inspect": "onnxslim.api",
     "load": "onnxslim.io",
     "optimize": "onnxslim.api",
+    "open_packed": "onnxslim.packing",
     "pack": "onnxslim.packing",
     "prune": "onnxslim.api",
     "save": "onnxslim.io",
+    "session": "onnxslim.api",
     "slim": "onnxslim.compat",
     "unpack": "onnxslim.packing",
     "validate": "onnxslim.api",
@@ -51,16 +55,19 @@ _PUBLIC = {
 __all__ = [
     "Compression",
     "OnnxSlimError",
+    "PackedModel",
     "Pruning",
     "Quantization",
     "__version__",
     "compress",
     "inspect",
     "load",
+    "open_packed",
     "optimize",
     "pack",
     "prune",
     "save",
+    "session",
     "slim",
     "unpack",
     "validate",

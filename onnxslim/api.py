@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -311,6 +312,56 @@ def validate(
     )
 
 
+def session(
+    source: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    config: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+    **settings: Any,
+) -> Any:
+    """Opens a model in onnxruntime, a packed one without writing anything to disk.
+
+    The weights of a packed model are decoded on all cores into memory, compared with their hashes
+    and handed over. That takes, for a moment, the memory of the weights twice.
+
+    Args:
+        source: path of a packed model, or of any other.
+        base: the base version that a packed difference needs.
+        providers: execution providers, as ``onnxruntime.InferenceSession`` takes them.
+        config: session configuration entries, such as ``{"session.disable_prepacking": "1"}``.
+        threads: threads that decode; None means one for each core.
+        progress: called with (stage, done, total).
+        settings: attributes of ``onnxruntime.SessionOptions``, such as ``intra_op_num_threads=1``.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``. That of a packed model cannot change its providers.
+
+    Raises:
+        PackError: the packed model is damaged, or its base is missing.
+        RuntimeRefusedError: onnxruntime cannot open the model.
+        UsageError: an option that onnxruntime does not have.
+    """
+    from onnxslim.packing import is_packed, open_packed
+    from onnxslim.runtime.detached_session import open_detached, open_file
+
+    if not is_packed(source):
+        return open_file(source, settings, config or {}, providers)
+    packed = open_packed(source, base=base, threads=threads)
+    model = packed.decoded(progress)
+    progress("opening", 0, 1)
+    with ThreadPoolExecutor(1) as side:  # hashes need a core, onnxruntime mostly one other
+        verified = side.submit(model.verify)
+        try:
+            return open_detached(
+                model.data, model.weights, packed.label, settings, config or {}, providers
+            )
+        finally:
+            verified.result()
+
+
 @dataclass
 class Inspection:
     """What `inspect` says of a model; ``inputs`` and ``outputs`` map names to types as text."""
@@ -357,16 +408,19 @@ def load_checked(source: Any) -> ir.Model:
 
 def _load_noting(source: Any) -> tuple[ir.Model, list[str]]:
     """`load_checked`, and what had to be mended."""
-    if not isinstance(source, ir.Model) and _is_packed(source):
-        raise InvalidModelError(
-            f"{name_of(source)}: is a packed model; write it out first with onnxslim unpack"
-        )
-    model = io.load(source)
+    model = _load_packed(source) if _is_packed(source) else io.load(source)
     try:
         moved = verify_sorted(model)
     except VerificationError as error:
         raise InvalidModelError(f"{name_of(source)}: invalid graph: {error}") from error
     return model, ["the nodes were out of order and were sorted"] if moved else []
+
+
+def _load_packed(source: str | os.PathLike[str]) -> ir.Model:
+    """A packed model as a graph whose weights are decoded where they are read."""
+    from onnxslim.packing import open_packed
+
+    return open_packed(source).graph()
 
 
 def measure(model: ir.Model) -> Snapshot:
@@ -593,7 +647,7 @@ def _read_feeds(model: ir.Model, feeds: Any) -> list[Any] | None:
 
 
 def _is_packed(source: Any) -> bool:
-    if not isinstance(source, str | os.PathLike) or not str(source).endswith(PACKED_SUFFIX):
+    if not _is_packed_name(source):
         return False
     from onnxslim.packing import is_packed
 

@@ -1,4 +1,4 @@
-"""A model for onnxruntime whose weights are handed over in memory, beside a message without them."""
+"""A model in two parts for onnxruntime: a message without weights, and the weights in memory."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ import onnx.defs
 import onnx_ir as ir
 
 ONNX_DOMAINS = ("", "ai.onnx")
+# Above every opset version: asks for the latest schema.
+NEWEST = 100_000
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 
+import onnx.defs
 import onnx_ir as ir
+
+from onnxslim.ir.schema import NEWEST, schema
 
 _GRAPH = ir.AttributeType.GRAPH
 _GRAPHS = ir.AttributeType.GRAPHS
@@ -31,6 +35,8 @@ def subgraphs_below(root: ir.Graph) -> list[ir.Graph]:
 
 def _collect(graph: ir.Graph, found: dict[ir.Graph, None]) -> None:
     for node in graph:
+        if not _may_hold_graphs(node.op_type, node.domain):
+            continue
         for inner in subgraphs_of(node):
             if inner not in found:
                 found[inner] = None
@@ -43,6 +49,15 @@ def nodes(model: ir.Model) -> Iterator[ir.Node]:
         for node in list(graph):
             if node.graph is graph:
                 yield node
+
+
+@lru_cache(maxsize=4096)
+def _may_hold_graphs(op_type: str, domain: str) -> bool:
+    """False for operators whose schema has no attribute for a graph; that spares a look at them."""
+    known = schema(op_type, domain, NEWEST)
+    kinds = [] if known is None else [each.type for each in known.attributes.values()]
+    kind = onnx.defs.OpSchema.AttrType
+    return known is None or kind.GRAPH in kinds or kind.GRAPHS in kinds
 
 
 def subgraphs_of(node: ir.Node) -> list[ir.Graph]:

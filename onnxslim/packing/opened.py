@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -14,16 +16,32 @@ from onnxslim.errors import PackError
 from onnxslim.io import detach, load_given
 from onnxslim.packing.base import Base
 from onnxslim.packing.dtypes import name_of, numpy_dtype
-from onnxslim.packing.fetch import fetch
+from onnxslim.packing.fetch import Fetch
 from onnxslim.packing.listing import PackedTensor
 from onnxslim.packing.parallel import Progress, no_progress, thread_count
 from onnxslim.packing.planes import Bytes
-from onnxslim.packing.reader import PackedReader, needs_base, open_reader
+from onnxslim.packing.reader import PackedReader, open_reader
 from onnxslim.packing.restored import RestoredFile
 from onnxslim.packing.walk import FoundTensor
 
 Found = tuple[FoundTensor, tuple[int, int, int] | None]
 """A tensor and (file, offset, length) of its bytes; None for values in typed fields."""
+
+
+@dataclass(frozen=True)
+class DecodedModel:
+    """A model in memory, for a runtime.
+
+    Attributes:
+        data: the serialized graph.
+        weights: bytes (as uint8) for each location of external data in it.
+        verify: compares all weights with their SHA-256, or raises PackError. Their checksums agree
+            already; this can be done while the runtime opens the model.
+    """
+
+    data: bytes
+    weights: dict[str, Bytes]
+    verify: Callable[[], None]
 
 
 class PackedModel:
@@ -93,11 +111,8 @@ class PackedModel:
         main, files = self._sources()
         return load_given(main, files)
 
-    def detached(self, progress: Progress = no_progress) -> tuple[bytes, dict[str, Bytes]]:
+    def decoded(self, progress: Progress = no_progress) -> DecodedModel:
         """Return the model for a runtime: a message, and the weights it refers to, decoded.
-
-        Returns:
-            The serialized graph, and the bytes for each location of external data in it.
 
         Raises:
             PackError: damaged.
@@ -109,8 +124,10 @@ class PackedModel:
         for item in parts.weights.values():
             assert isinstance(item.source, RestoredFile)
             places.append(item.source.place(item.offset, item.length))
-        weights = fetch(self._reader, places, self._threads, progress)
-        return parts.data, dict(zip(parts.weights, weights, strict=True))
+        found = Fetch(self._reader, places)
+        found.decode(self._threads, progress)
+        weights = dict(zip(parts.weights, found.data, strict=True))
+        return DecodedModel(parts.data, weights, found.verify)
 
     def _sources(self) -> tuple[RestoredFile, dict[str, RestoredFile]]:
         files = self._reader.model.manifest.files
@@ -144,18 +161,17 @@ def open_packed(
 
     Args:
         source: Path of the packed file, or a stream that is a real, seekable file.
-        base: The base version (a model or its packed form) that a difference was packed against.
+        base: The base version (a model or its packed form) that a difference was packed against;
+            without it, only tensors that do not depend on it can be read.
         threads: How many threads decode; None means one for each core.
 
     Raises:
-        PackError: it cannot be opened, is not a sound packed file, or its base is missing.
+        PackError: it cannot be opened, is not a sound packed file, or this is another base.
     """
     count = thread_count(threads)
     reader = open_reader(source)
     manifest = reader.model.manifest
-    if manifest.bases:
-        if base is None:
-            raise needs_base(manifest, reader.model.label)
+    if manifest.bases and base is not None:
         reader.base = Base(base, count).for_manifest(manifest, reader.model.label)
     return PackedModel(reader, count)
 

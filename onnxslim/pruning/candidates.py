@@ -202,30 +202,37 @@ class Candidates:
             yield last
         yield sweep_again(teacher, made, last)
         if can_descend(self.analysis.model, made):
-            yield self._descended(made, last)
+            yield self._descended(made)
 
     def _repair(self, made: Cut, rung: str) -> Repaired:
         """Any rung from the start."""
         assert self._teacher is not None
         if rung == "second-sweep":
             return sweep_again(self._teacher, made, self._repair(made, STRONGEST))
+        if rung == "descent" and can_descend(self.analysis.model, made):
+            return self._descended(made)
         if rung == "descent":
-            return self._descended(made, self._repair(made, STRONGEST))
+            found = self._repair(made, STRONGEST)
+            found.notes.append(
+                f"descent: there is no attention, or an operator without a derivative; {STRONGEST} "
+                "was used"
+            )
+            return found
         stage = f"repairing ({rung})"
         return repair(
             self._teacher, made, rung, lambda done, total: self._progress(stage, done, total)
         )
 
-    def _descended(self, made: Cut, first: Repaired) -> Repaired:
-        """The last rung, from what least squares came to."""
+    def _descended(self, made: Cut) -> Repaired:
+        """The last rung, from the cut itself: what least squares came to is harder to leave."""
         assert self._teacher is not None
         model = descend(
             self._teacher,
             made,
-            first.model,
+            made.model,
             lambda done, total: self._progress("repairing (descent)", done, total),
         )
-        return Repaired(model, "descent", first.layers, first.notes)
+        return Repaired(model, "descent")
 
     def _judged(self, plan: Plan, repaired: Repaired) -> Candidate:
         score = self.judge.score(repaired.model) if self.judge is not None else None

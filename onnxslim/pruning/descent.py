@@ -1,10 +1,10 @@
 """Refits what an attention computes, not only what reads it: stretch by stretch, by descent.
 
 Least squares can solve for the layers behind cut channels. What a head looks at is not linear in
-its weights: queries and keys go through a softmax. So from the least-squares solution on, all
-weights of a stretch (see `stretches`) follow the gradient of the squared error at its goals, the
-values of the original being the targets. No labels and no loss of a task take part, and nothing
-outside of the stretch does. At last all stretches are adapted to each other in the same way.
+its weights: queries and keys go through a softmax. So from the bare cut on, all weights of a
+stretch (see `stretches`) follow the gradient of the squared error at its goals, the values of the
+original being the targets. No labels and no loss of a task take part, and nothing outside of the
+stretch does. At last all stretches are adapted to each other in the same way.
 
 The steps are those of Adam (Kingma and Ba, 2015), their rate falls to zero along half a cosine.
 onnxruntime computes the values, `derivatives` the gradients; everything is seeded.
@@ -32,13 +32,13 @@ from onnxslim.rewrite.channels.emit import store
 # Stretches that are refitted together at first: an attention and the network behind it.
 _TOGETHER = 2
 # Steps of one refit, and the rate they begin with, relative to the size of its weights.
-_STEPS = 600
+_STEPS = 500
 _RATE = 0.035
 _LAST_STEPS = 300
 _LAST_RATE = 0.012
 _DECAYS = (0.9, 0.999)
 # Samples of one step, where the feeds can be taken apart.
-_BATCH = 128
+_BATCH = 64
 # What flows into a stretch, and what is to come out, is held up to so many bytes.
 _HELD_BYTES = 512 << 20
 # Weights of one refit; larger networks are only adapted stretch by stretch.
@@ -48,21 +48,24 @@ Step = Callable[[int, int], None]
 
 
 def can_descend(original: ir.Model, cut: Cut) -> bool:
-    """Is there a stretch that all derivatives are known of, with a softmax in it?"""
-    return any(
-        any(node.op_type == "Softmax" for node in stretch.nodes)
-        and Tape.of(cut.model, stretch) is not None
-        for stretch in stretches_of(original, cut.model, cut)
-    )
+    """Is there a softmax behind the cut, and are the derivatives of all stretches known?
+
+    Args:
+        original: what the cut was made in, with inferred shapes.
+        cut: what was cut.
+    """
+    stretches = stretches_of(original, cut.model, cut)
+    looks = any(node.op_type == "Softmax" for one in stretches for node in one.nodes)
+    return looks and all(Tape.of(cut.model, one) is not None for one in stretches)
 
 
 def descend(teacher: Teacher, cut: Cut, start: ir.Model, step: Step | None = None) -> ir.Model:
-    """A copy of a repaired model whose stretches are closer to the original.
+    """A copy of a cut model whose stretches are closer to the original.
 
     Args:
         teacher: the original and the calibration feeds.
         cut: what was cut.
-        start: the cut model, repaired; not changed.
+        start: the cut model, or a repaired one; not changed.
         step: called with (refits done, refits in all).
 
     Raises:

@@ -11,8 +11,8 @@ ladder, from the cheapest rung to the strongest:
 * ``residual``: the same, but where a layer adds into a residual stream the sum is the goal, so that
   it also makes up for what the shortcut lost.
 * ``second-sweep``: the better of the two once more, from the start.
-* ``descent``: from there on all weights behind a cut, what attention computes included, follow the
-  gradient of the error at the values that nothing was cut from (see `descent`).
+* ``descent``: from the bare cut all weights of the layers that were cut, what attention computes
+  included, follow the gradient of the error at values that nothing was cut from (see `descent`).
 
 Layers are taken in order, each on what the layers before it, repaired already, give.
 """

@@ -24,15 +24,20 @@ class Stretch:
     Attributes:
         nodes: in order.
         goals: values of theirs that the original has in the same form, the last one at the end.
+        fixed: those of them behind the last sum, such as a classifier. They lost nothing, and what
+            they read is a goal, so their weights stay: few samples would only lead them astray.
     """
 
     nodes: tuple[ir.Node, ...]
     goals: tuple[ir.Value, ...]
+    fixed: frozenset[ir.Node] = frozenset()
 
 
 def joined(stretches: Sequence[Stretch], goals: Sequence[ir.Value]) -> Stretch:
     """Consecutive stretches as one, with some of their goals."""
-    return Stretch(tuple(node for one in stretches for node in one.nodes), tuple(goals))
+    nodes = tuple(node for one in stretches for node in one.nodes)
+    fixed = frozenset(node for one in stretches for node in one.fixed)
+    return Stretch(nodes, tuple(goals), fixed)
 
 
 def stretches_of(original: ir.Model, model: ir.Model, cut: Cut) -> list[Stretch]:
@@ -68,7 +73,8 @@ def _stretch(nodes: list[ir.Node], waists: list[ir.Value]) -> Stretch:
     sums = [value for value in waists if _is_sum(value)]
     if not sums or _is_sum(end):
         return Stretch(tuple(nodes), (end,))
-    return Stretch(tuple(nodes), (sums[-1], end))
+    last = next(place for place, node in enumerate(nodes) if sums[-1] in node.outputs)
+    return Stretch(tuple(nodes), (sums[-1], end), frozenset(nodes[last + 1 :]))
 
 
 def _is_sum(value: ir.Value) -> bool:

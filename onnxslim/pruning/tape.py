@@ -151,7 +151,7 @@ def _weights(stretch: Stretch) -> dict[str, Array]:
     inside = set(stretch.nodes)
     found: dict[str, Array] = {}
     for node in stretch.nodes:
-        for value in _candidates(node):
+        for value in _candidates(node) if node not in stretch.fixed else ():
             tensor = constant_tensor(value)
             alone = all(use.node in inside for use in value.uses())
             plain = value.is_initializer() and not value.is_graph_output()

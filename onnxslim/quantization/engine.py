@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -22,24 +22,31 @@ from onnxslim.errors import UsageError
 from onnxslim.io import load
 from onnxslim.ir.traversal import subgraphs_of
 from onnxslim.quantization.checks import check_conversion, check_result
-from onnxslim.quantization.dynamic import OPERATORS as DYNAMIC_OPERATORS
 from onnxslim.quantization.dynamic import write_dynamic
 from onnxslim.quantization.gap import fake_real_gap
 from onnxslim.quantization.names import restore
 from onnxslim.quantization.operators import to_operators
 from onnxslim.quantization.plain import write_plain
-from onnxslim.quantization.prepare import check_weights, is_quantized, prepare, wanted_tensors
+from onnxslim.quantization.plan import (
+    Form,
+    Prepared,
+    QuantPlan,
+    candidates,
+    prepare_float,
+    select_nodes,
+    tensors_to_calibrate,
+)
+from onnxslim.quantization.prepare import check_weights, wanted_tensors
 from onnxslim.quantization.presets import QuantizePreset, find_preset, unverifiable
-from onnxslim.quantization.ranges import ChosenRanges, PlannedRanges
+from onnxslim.quantization.ranges import PlannedRanges
 from onnxslim.quantization.report import QuantizeReport
-from onnxslim.quantization.selection import Selection, find_nodes, select
-from onnxslim.quantization.strip import to_float
+from onnxslim.quantization.selection import Selection, find_nodes
 from onnxslim.quantization.tails import keep_tails_float
 from onnxslim.quantization.writer import write_qdq
-from onnxslim.runtime.ranges import ranked_tensors
-from onnxslim.runtime.specs import Array, Feed, input_specs
+from onnxslim.runtime.specs import Feed, input_specs
 
 __all__ = [
+    "Form",
     "Prepared",
     "QuantPlan",
     "QuantizeReport",
@@ -49,104 +56,6 @@ __all__ = [
     "quantize_once",
     "tensors_to_calibrate",
 ]
-
-Form = Literal["qdq", "qoperator"]
-
-
-@dataclass(frozen=True)
-class QuantPlan:
-    """How a prepared model is quantized.
-
-    Attributes:
-        preset: the settings, from `find_preset`.
-        form: pairs of QuantizeLinear and DequantizeLinear, or operators that take integers.
-        float_nodes: stable names of nodes that stay in float (`Prepared.names`).
-        op_types: the only operators that are quantized; None for all.
-        ranges: ranges instead of those from the calibration, by tensor name.
-        weight_scales: steps instead of those that span the weights, by the name of the weight: a
-            number, or one per output channel.
-        method: how ranges are chosen, see `onnxslim.calibration.ranges`.
-        dynamic: activations are quantized at run time: matrix products only, no ranges needed.
-        only: when given, all nodes but these stay in float.
-        engine: ``onnxslim``, or ``onnxruntime`` for that of ``onnxruntime.quantization``.
-    """
-
-    preset: QuantizePreset
-    form: Form = "qdq"
-    float_nodes: frozenset[str] = frozenset()
-    op_types: tuple[str, ...] | None = None
-    ranges: Mapping[str, Range] = field(default_factory=dict)
-    weight_scales: Mapping[str, Array] = field(default_factory=dict)
-    method: str = "auto"
-    dynamic: bool = False
-    only: frozenset[str] | None = None
-    engine: Literal["onnxslim", "onnxruntime"] = "onnxslim"
-
-
-@dataclass
-class Prepared:
-    """A float model that is fit for static int8.
-
-    Attributes:
-        model: tensors are called as in the original, every node has a name.
-        notes: what was changed, one line each.
-        names: the nodes of the main graph by their stable names, in order.
-        original: as it was given; names, types and notes come from it.
-        given_names: the original name of nodes that had none or shared one, by stable name.
-    """
-
-    model: ir.Model
-    notes: list[str]
-    names: dict[str, ir.Node]
-    original: ir.Model
-    given_names: dict[str, str] = field(default_factory=dict)
-    _ranges: dict[tuple[int, str], ChosenRanges] = field(default_factory=dict, repr=False)
-
-    def ranges_of(self, calibration: Calibration, method: str = "auto") -> ChosenRanges:
-        """The ranges by a method; every one is chosen once, however often it is asked for."""
-        key = id(calibration), method
-        if key not in self._ranges:  # it holds the calibration, so that its id stays its own
-            self._ranges[key] = ChosenRanges(calibration, method, ranked_tensors(self.model))
-        return self._ranges[key]
-
-
-def prepare_float(
-    model: ir.Model, *, preset: QuantizePreset | None = None, requantize: bool = False
-) -> Prepared:
-    """Makes a copy of a model fit for static int8; the model stays as it is.
-
-    Args:
-        model: a float model.
-        preset: settings that may need a newer opset.
-        requantize: take the numbers of a quantized model back to float first, exactly.
-
-    Raises:
-        InvalidModelError: already quantized, or an opset that cannot be raised.
-        RuntimeRefusedError: onnxruntime cannot open the model.
-    """
-    needs_21 = preset is not None and preset.needs_opset_21
-    taken_back = []
-    if requantize and is_quantized(model):
-        model = load(model)
-        taken_back.append(f"the model was quantized: {to_float(model)} constants were taken back")
-    work, notes, given = prepare(model, needs_opset_21=needs_21)
-    notes = taken_back + notes
-    return Prepared(work, notes, {node.name or "": node for node in work.graph}, model, given)
-
-
-def tensors_to_calibrate(prepared: Prepared, plan: QuantPlan) -> list[str]:
-    """The tensors whose ranges `quantize_once` asks for under this plan or one that does less."""
-    every = replace(plan, float_nodes=frozenset(), op_types=None, only=None, dynamic=False)
-    return wanted_tensors(_select(prepared.model, every).chosen)
-
-
-def candidates(prepared: Prepared, plan: QuantPlan) -> list[str]:
-    """Stable names of the nodes that the plan would quantize, in the order of the graph.
-
-    Raises:
-        InvalidModelError: there are none.
-    """
-    return [node.name or "" for node in _select(prepared.model, plan).chosen]
 
 
 def quantize_once(
@@ -170,7 +79,7 @@ def quantize_once(
     warning = unverifiable(plan.preset)
     if warning is not None:
         report.warnings.append(warning)
-    selection = _select(work, plan)
+    selection = select_nodes(work, plan)
     check_weights(selection.chosen)
     if plan.dynamic:
         active = write_dynamic(work, selection, plan.preset, plan.weight_scales)
@@ -219,19 +128,6 @@ def _plain(
     report.warnings.extend(warnings)
     restore(result, prepared.original, prepared.given_names)
     return result, report
-
-
-def _select(model: ir.Model, plan: QuantPlan) -> Selection:
-    names = {node.name for node in model.graph}
-    for name in sorted(plan.float_nodes | (plan.only or frozenset())):
-        if name not in names:
-            raise UsageError(f"the plan names a node {name!r} that the model has not")
-    op_types = plan.op_types
-    if plan.dynamic and op_types is None:
-        op_types = DYNAMIC_OPERATORS
-    return select(
-        model, plan.preset, op_types=op_types, float_nodes=plan.float_nodes, only=plan.only
-    )
 
 
 def _count(selection: Selection, active: set[int], report: QuantizeReport) -> None:
@@ -291,7 +187,7 @@ def quantize_model(
     prepared = prepare_float(model, preset=settings, requantize=requantize)
     float_nodes = frozenset(find_nodes(prepared.model.graph, exclude))
     plan = QuantPlan(settings, form, float_nodes, method=method)
-    selection = _select(prepared.model, plan)
+    selection = select_nodes(prepared.model, plan)
     check_weights(selection.chosen)
     specs = input_specs(prepared.model)
     watched = _FirstSeen(open_feeds(feeds, specs))

@@ -143,7 +143,7 @@ def correct_biases(
     """
     used, judging, notes = _split(feeds)
     used = used[:_BIAS_FEEDS]
-    reference = _Reference(model, judging)
+    reference = Reference(model, judging)
     best, best_db = int8, reference.sqnr_db(int8)
     for name in ("from the weights", "as measured"):
         candidate = load(best)
@@ -174,7 +174,7 @@ class _Measured:
     sqnr_db: float
 
 
-class _Reference:
+class Reference:
     """What the float model answers to the judging feeds.
 
     Where an output is a Softmax or Sigmoid, the scores before it are compared: squashed numbers
@@ -229,7 +229,7 @@ class _Trial:
     def __init__(self, prepared: Prepared, feeds: Sequence[Feed], plan: QuantPlan) -> None:
         self.feeds, judging, self.notes = _split(feeds)
         self.plan = replace(plan, dynamic=False, form="qdq")  # the same numbers, for all forms
-        self._reference = _Reference(prepared.model, judging)
+        self._reference = Reference(prepared.model, judging)
 
     def measure(self, candidate: Prepared) -> _Measured:
         """Calibrates and quantizes; runs the result with the kernels of a deployment."""

@@ -115,6 +115,8 @@ class Judge:
         original: what candidates come from.
         data: what to judge by.
         threads: of the sessions; 0 lets onnxruntime choose.
+        fake: run candidates with graph optimizations off: in the arithmetic that they describe,
+            where the kernels of this processor are not those of the target.
 
     Attributes:
         metric: what is measured.
@@ -125,10 +127,12 @@ class Judge:
         RuntimeRefusedError: the original does not run on the data.
     """
 
-    def __init__(self, original: ir.Model, data: JudgeData, *, threads: int = 0) -> None:
+    def __init__(
+        self, original: ir.Model, data: JudgeData, *, threads: int = 0, fake: bool = False
+    ) -> None:
         if not data.feeds:
             raise DataError(f"{data.source}: there are no samples to judge a result by")
-        self._data, self._threads = data, threads
+        self._data, self._threads, self._fake = data, threads, fake
         self._session = open_session(original, optimize=True, threads=threads, prepack=True)
         self._names = self._session.output_names
         self._answers = self._remembered()
@@ -136,7 +140,7 @@ class Judge:
         self.metric = self._kind()
         if self.metric == "psnr" and data.targets is not None:
             self._peak = float(np.abs(data.targets).max(initial=0.0))
-        self._base_rows, self._base_value = self._measured(self._answers_of(self._session))
+        self._base_rows, self._base_value = self._measured(self.answers_of(self._session))
         self.baseline = self._finished(self._base_rows, self._base_value, [], None)
 
     def score(self, model: ir.Model) -> Score:
@@ -146,7 +150,9 @@ class Judge:
             DataError: the metric fails.
             RuntimeRefusedError: it cannot be run.
         """
-        session = open_session(model, optimize=True, threads=self._threads, prepack=True)
+        session = open_session(
+            model, optimize=not self._fake, threads=self._threads, prepack=True
+        )
         meter = _Beside(AgreementMeter(self._names), self)
         found, value = self._measured(meter.through(session))
         return self._finished(found, value, meter.meter.result(), meter.flips)
@@ -188,7 +194,8 @@ class Judge:
             answers.append(answer)
         return answers
 
-    def _answers_of(self, session: Session) -> Iterator[list[Any]]:
+    def answers_of(self, session: Session) -> Iterator[list[Any]]:
+        """What a session answers, feed by feed."""
         if session is self._session:
             yield from self.reference()
         else:
@@ -256,7 +263,7 @@ class _Beside:
 
     def through(self, session: Session) -> Iterator[list[Any]]:
         """The answers, feed by feed."""
-        answers = self.judge._answers_of(session)
+        answers = self.judge.answers_of(session)
         for answer, reference in zip(answers, self.judge.reference(), strict=True):
             self.meter.add(reference, answer)
             one, other = np.asarray(reference[0]), np.asarray(answer[0])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
+import onnx_ir as ir
+
 from onnxslim.calibration.ranges import Choice, Range, check_method, choose
+from onnxslim.calibration.run import make_plan
 from onnxslim.calibration.store import Calibration
-from onnxslim.errors import DataError
+from onnxslim.errors import DataError, UsageError
 
 
 class ChosenRanges:
@@ -39,6 +42,12 @@ class ChosenRanges:
                 raise DataError(
                     f"the calibration has no statistics of tensor {name!r}; calibrate the prepared "
                     "model and all of its tensors"
+                )
+            if found.nan or found.inf:
+                raise DataError(
+                    f"tensor {name!r} held {found.nan + found.inf} NaN or infinite values in the "
+                    "calibration data, for which there is no scale; leave out those samples or "
+                    "exclude the nodes that use it"
                 )
             method = "minmax" if name in self._ranked else self._method
             self._known[name] = choose(found, method)
@@ -77,3 +86,22 @@ class PlannedRanges(Mapping[str, Range]):
 
     def __len__(self) -> int:
         return len(self._chosen.calibration.tensors)
+
+
+def check_calibration(model: ir.Model, calibration: Calibration) -> None:
+    """Raises DataError when the statistics are not of this model.
+
+    Args:
+        model: as prepared for quantization.
+        calibration: from anywhere: a file, a merge of parts.
+    """
+    axes = {name: one.channel_axis for name, one in calibration.tensors.items()}
+    channels = {name: axis for name, axis in axes.items() if axis is not None}
+    try:
+        plan = make_plan(model, list(calibration.tensors), channels)
+    except UsageError as error:
+        raise DataError(f"the calibration is of another model: {error}") from error
+    if plan.key != calibration.key:
+        raise DataError(
+            "the calibration is of another model or of other weights; calibrate this model again"
+        )

@@ -57,9 +57,14 @@ def _header(report: Report) -> str:
     written = f"wrote {files}" if files else "nothing was written"
     return (
         f"<h1>{escape(PurePath(report.source).name or report.source)}"
-        f'<span class="badge {colour}">outputs {escape(status)}</span></h1>\n'
+        f'<span class="badge {colour}">{_judged(report)} {escape(status)}</span></h1>\n'
         f"<p>{escape(report.source)}: {escape(written)} in {report.seconds:.1f} s</p>"
     )
+
+
+def _judged(report: Report) -> str:
+    """What the verdict is about: lossy steps come after it, and speak for themselves."""
+    return "outputs" if len(report.steps) < 2 else "outputs before lossy steps:"
 
 
 def _cards(before: Snapshot, after: Snapshot) -> str:

@@ -33,11 +33,12 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; color: var(--dim); font-weight: 500; border-bottom: 1px solid var(--line); }
 th, td { padding: 4px 14px 4px 0; vertical-align: top; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; min-width: 5em; }
+td.n { min-width: 0; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.meter { width: 40%; min-width: 120px; vertical-align: middle; }
+.meter { width: 30%; min-width: 110px; }
 .meter i { display: block; height: 7px; border-radius: 3px; background: var(--after);
-  margin: 2px 0; }
+  margin: 3px 0 2px; }
 .meter i.old { background: var(--before); }
 details { margin-top: 6px; }
 summary { cursor: pointer; }

@@ -67,7 +67,7 @@ class Session:
             name: np.asarray(value) if isinstance(value, np.generic) else value
             for name, value in feeds.items()
         }
-        with _one_line_errors(where), _limited(limit) as options:
+        with one_line_errors(where), _limited(limit) as options:
             if self._needs_handles:
                 return self._run_with_handles(plain, outputs, options)
             return list(self._inner.run(outputs, plain, options))
@@ -86,7 +86,7 @@ class Session:
         is_plain = len(arrays) == len(feeds) and all(a.dtype.kind in "fiub" for a in arrays)
         if self._needs_handles or not is_plain:
             return self.run(feeds, outputs)
-        with _one_line_errors(f"onnxruntime cannot run {self._label}"):
+        with one_line_errors(f"onnxruntime cannot run {self._label}"):
             handles = {name: _to_handle(np.ascontiguousarray(a)) for name, a in feeds.items()}
             results = self._inner.run_with_ort_values(list(outputs), handles)
         return [_view(handle) for handle in results]
@@ -162,7 +162,7 @@ def open_session(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", os.fspath(folder)
         )
-    with _one_line_errors(f"onnxruntime cannot open {label}"):
+    with one_line_errors(f"onnxruntime cannot open {label}"):
         inner = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         return Session(inner, label)
 
@@ -193,7 +193,7 @@ def optimized_copy(model: ir.Model | str | os.PathLike[str], target: Path) -> No
         entries["session.model_external_initializers_file_folder_path"] = os.fspath(folder)
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    with _one_line_errors(f"onnxruntime cannot open {label}"):
+    with one_line_errors(f"onnxruntime cannot open {label}"):
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
@@ -212,7 +212,7 @@ def _runtime_source(
 
 
 @contextmanager
-def _one_line_errors(what: str) -> Iterator[None]:
+def one_line_errors(what: str) -> Iterator[None]:
     """Turns whatever onnxruntime raises into one line.
 
     Its exceptions have no common base below Exception, hence the wide net; nothing of ours runs

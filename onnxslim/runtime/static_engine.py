@@ -81,54 +81,59 @@ def run_static(work: ir.Model, call: StaticCall) -> tuple[ir.Model, list[str]]:
 
 
 def _call_engine(source: str, target: str, call: StaticCall, *, is_large: bool) -> None:
-    """Calls ``quantize_static`` with ranges instead of data.
-
-    Versions without a cache of ranges measure one feed themselves and are then overruled.
-    """
+    """Calls ``quantize_static`` with ranges instead of data."""
     from onnxruntime import quantization
-    from onnxruntime.quantization import calibrate
 
     types, formats = quantization.QuantType, quantization.QuantFormat
-    method = quantization.CalibrationMethod.MinMax
     overrides: dict[str, list[dict[str, Any]]] = {
         name: [{"symmetric": True}] for name in call.whole
     }
+    ranges = _range_options(source, call, overrides)
     extra: dict[str, Any] = {
         "WeightSymmetric": True,
         "ActivationSymmetric": call.symmetric_activations,
     }
     if not call.operators:
         extra["TensorQuantOverrides"] = overrides
-    options: dict[str, Any] = {}
-    reader = None
-    pairs = {
-        name: (np.array(low, np.float32), np.array(high, np.float32))
-        for name, (low, high) in call.ranges.items()
-    }
-    if "calibration_cache_path" in inspect.signature(quantization.quantize_static).parameters:
-        cache = Path(source).with_name("ranges.json")
-        calibrate.save_tensors_data(calibrate.TensorsData(method, pairs), cache)
-        options["calibration_cache_path"] = cache
-    else:
-        reader = _OneFeed(call.feed)
-        for name, (low, high) in pairs.items():
-            overrides[name] = [{"rmin": low, "rmax": high}]
     quantization.quantize_static(
         source,
         target,
-        reader,
         quant_format=formats.QOperator if call.operators else formats.QDQ,
         activation_type=types.QInt8 if call.signed_activations else types.QUInt8,
         weight_type=types.QInt8,
-        calibrate_method=method,
+        calibrate_method=quantization.CalibrationMethod.MinMax,
         op_types_to_quantize=list(call.op_types),
         nodes_to_exclude=list(call.excluded),
         per_channel=call.per_channel,
         reduce_range=call.reduce_range,
         use_external_data_format=is_large,
         extra_options=extra,
-        **options,
+        **ranges,
     )
+
+
+def _range_options(
+    source: str, call: StaticCall, overrides: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """What tells the engine the ranges: a file of them beside the model.
+
+    Versions that read no such file measure one feed themselves and are overruled by ``overrides``.
+    """
+    from onnxruntime import quantization
+    from onnxruntime.quantization import calibrate
+
+    pairs = {
+        name: (np.array(low, np.float32), np.array(high, np.float32))
+        for name, (low, high) in call.ranges.items()
+    }
+    if "calibration_cache_path" in inspect.signature(quantization.quantize_static).parameters:
+        cache = Path(source).with_name("ranges.json")
+        data = calibrate.TensorsData(quantization.CalibrationMethod.MinMax, pairs)
+        calibrate.save_tensors_data(data, cache)
+        return {"calibration_data_reader": None, "calibration_cache_path": cache}
+    for name, (low, high) in pairs.items():
+        overrides[name] = [{"rmin": low, "rmax": high}]
+    return {"calibration_data_reader": _OneFeed(call.feed)}
 
 
 class _OneFeed:

@@ -48,6 +48,7 @@ from onnxslim.rewrite.scopes import Scopes
 
 _MAX_ATTRIBUTE_BYTES = 64 * 1024
 _MAX_CONSTANT_BYTES = 1024
+_NOTE = "onnxslim.content_key"
 
 Types = ir.AttributeType
 
@@ -143,8 +144,19 @@ class _Merge:
         if value is None:
             return None
         tensor = constant_tensor(value)
-        content = None if tensor is None else tensor_key(tensor, _MAX_CONSTANT_BYTES)
+        content = None if tensor is None else _constant_key(value, tensor)
         return self.merged.get(value, value) if content is None else content
+
+
+def _constant_key(value: ir.Value, tensor: ir.TensorProtocol) -> Hashable:
+    """The content of a constant (4), remembered with the value while its tensor is the same."""
+    note = value.meta.get(_NOTE)
+    if note is not None and note[0] is tensor:
+        known: Hashable = note[1]
+        return known
+    content = tensor_key(tensor, _MAX_CONSTANT_BYTES)
+    value.meta[_NOTE] = (tensor, content)
+    return content
 
 
 def _attribute_key(attribute: ir.Attr) -> Hashable:

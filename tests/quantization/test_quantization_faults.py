@@ -6,7 +6,7 @@ Every case says what must come out: which nodes are in int8, and answers near th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,18 @@ from quantize_models import (
     weight,
 )
 
+from onnxslim.calibration.run import calibrate
 from onnxslim.errors import DataError
-from onnxslim.quantization.engine import QuantizeReport, quantize_model
+from onnxslim.quantization.engine import (
+    QuantizeReport,
+    QuantPlan,
+    prepare_float,
+    quantize_model,
+    quantize_once,
+    tensors_to_calibrate,
+)
+from onnxslim.quantization.presets import PRESETS
+from onnxslim.quantization.ranges import check_calibration
 
 make = helper.make_node
 
@@ -195,10 +205,6 @@ def symmetric_relu() -> Fault:
 
     def check(after: onnx.ModelProto, report: QuantizeReport) -> None:
         assert "Relu" in {node.op_type for node in after.graph.node}
-
-    from dataclasses import replace
-
-    from onnxslim.quantization.presets import PRESETS
 
     preset = replace(PRESETS["portable"], symmetric_activations=True)
     return Fault(proto, PIXELS, {"Conv": 2, "Relu": 1}, options={"preset": preset}, check=check)
@@ -453,6 +459,30 @@ def test_numbers_that_are_none_never_become_a_scale(bad: float) -> None:
     feeds[1]["x"][2, 0, 0, 0] = bad
     with pytest.raises(DataError, match=r"sample.*x.*NaN or infinite"):
         quantize_model(as_model(conv_net()), feeds)
+
+
+def test_statistics_of_other_weights_are_noticed() -> None:
+    """The cache of the engine of onnxruntime takes any model with the same names."""
+    prepared = prepare_float(as_model(conv_net()))
+    names = tensors_to_calibrate(prepared, QuantPlan(PRESETS["portable"]))
+    found = calibrate(prepared.model, images((4, 3, 8, 8)), tensors=names)
+    check_calibration(prepared.model, found)
+    changed = conv_net()
+    changed.graph.initializer[1].CopyFrom(weight("b", 16, seed=99))
+    with pytest.raises(DataError, match="of other weights"):
+        check_calibration(prepare_float(as_model(changed)).model, found)
+    other = two_convs(make("Relu", ["c"], ["e"]))
+    with pytest.raises(DataError, match="of another model"):
+        check_calibration(prepare_float(as_model(other)).model, found)
+
+
+def test_statistics_with_bad_numbers_give_no_range() -> None:
+    prepared = prepare_float(as_model(two_convs(make("Exp", ["c"], ["e"]))))
+    plan = QuantPlan(PRESETS["portable"])
+    feeds = [{"x": np.full((1, 3, 6, 6), 2000, np.float32)}]
+    found = calibrate(prepared.model, feeds, tensors=tensors_to_calibrate(prepared, plan))
+    with pytest.raises(DataError, match=r"tensor 'e' held \d+ NaN or infinite"):
+        quantize_once(prepared, found, plan)
 
 
 def test_inner_infinity_is_found() -> None:

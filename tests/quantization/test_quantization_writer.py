@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,3 +207,41 @@ def test_what_cannot_be_taken_back_is_named() -> None:
     )
     with pytest.raises(InvalidModelError, match="'entry'.*codes from elsewhere"):
         to_float(as_model(proto))
+
+
+# -------- every part of a model, as a search asks for them
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+@pytest.mark.parametrize("preset", ["portable", "tensorrt", "qnn"])
+def test_every_node_alone_and_every_node_left_out(preset: str, form: str) -> None:
+    prepared, calibration, plan = calibrated(wide_net(), preset)
+    plan = replace(plan, form=form)
+    exact = run(wide_net(), FEEDS[0])[0]
+    names = candidates(prepared, plan)
+    subsets = [replace(plan, float_nodes=frozenset({name})) for name in names]
+    for name in names:
+        if prepared.names[name].op_type in ("Conv", "MatMul"):
+            subsets.append(replace(plan, only=frozenset({name})))
+    for one in subsets:
+        model, report = quantize_once(prepared, calibration, one)
+        assert report.quantized
+        assert sqnr(exact, run(model, FEEDS[0])[0]) > (25 if preset == "portable" else 15)
+
+
+def test_an_engine_that_fails_leaves_one_line_and_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime import quantization
+
+    found = calibrated(conv_net())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fail(*_args: object, **_options: object) -> None:
+        assert os.listdir(tmp_path)
+        raise AssertionError("scale\nissue")
+
+    monkeypatch.setattr(quantization, "quantize_static", fail)
+    with pytest.raises(InvalidModelError, match="cannot quantize the model: scale issue"):
+        quantize_once(*found[:2], replace(found[2], engine="onnxruntime"))
+    assert os.listdir(tmp_path) == []
