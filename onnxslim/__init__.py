@@ -15,11 +15,11 @@ if not (_here / "passes").is_dir():  # a source checkout: passes/ lies beside th
 
 if TYPE_CHECKING:
     from onnxslim.api import (
-        Quantization,
         compress,
         inspect,
         optimize,
         prune,
+        quantize,
         session,
         validate,
     )
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnxslim.io import load, save
     from onnxslim.packing import PackedModel, open_packed, pack, unpack
     from onnxslim.pruning.request import Pruning
+    from onnxslim.quantization.request import Quantization
 
 __version__ = "1.0.0"
 
@@ -37,7 +38,7 @@ _PUBLIC = {
     "OnnxSlimError": "onnxslim.errors",
     "PackedModel": "onnxslim.packing",
     "Pruning": "onnxslim.pruning.request",
-    "Quantization": "onnxslim.api",
+    "Quantization": "onnxslim.quantization.request",
     "compress": "onnxslim.api",
     "inspect": "onnxslim.api",
     "load": "onnxslim.io",
@@ -45,6 +46,7 @@ _PUBLIC = {
     "open_packed": "onnxslim.packing",
     "pack": "onnxslim.packing",
     "prune": "onnxslim.api",
+    "quantize": "onnxslim.api",
     "save": "onnxslim.io",
     "session": "onnxslim.api",
     "slim": "onnxslim.compat",
@@ -66,6 +68,7 @@ __all__ = [
     "optimize",
     "pack",
     "prune",
+    "quantize",
     "save",
     "session",
     "slim",

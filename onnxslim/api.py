@@ -6,7 +6,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
     from onnxslim.compression import Compression
     from onnxslim.pruning.data import PruningData
     from onnxslim.pruning.request import Pruning
+    from onnxslim.quantization.data import QuantData
+    from onnxslim.quantization.request import Quantization
     from onnxslim.validation import ValidationResult
 
 PACKED_SUFFIX = ".onnxz"
-
-_CALIBRATION_BATCH = 32  # samples that are run at a time
 
 # Larger models are not packed just to know the size.
 _PACK_LIMIT = 1_000_000_000
@@ -44,23 +43,6 @@ class Optimized:
 
     model: ir.Model
     report: Report
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """Static int8, as a step after the exact ones.
-
-    Args:
-        calibration: npz file or folder of npz with arrays by input name, or an iterable of feeds.
-        preset: ``auto`` (this processor), ``cpu-avx2``, ``cpu-vnni``, ``cpu-arm``, ``portable``.
-        labels: npz with inputs by name and ``labels``, to measure accuracy before and after.
-        exclude: node names to leave in float.
-    """
-
-    calibration: Any
-    preset: str = "auto"
-    labels: str | None = None
-    exclude: Sequence[str] = ()
 
 
 def optimize(
@@ -146,6 +128,7 @@ def optimize(
     report.warnings.extend(notes if listed is None else [*notes, listed.note()])
     check = Check(validate, _read_feeds(original, feeds), rtol, atol, seed)
     data = _pruning_data(original, pruning)
+    quant_data = _quantization_data(original, quantization)
     run_of = ValidatedRun(original, pipeline, check, verify_each, fold_growth, progress)
     run = run_of.run()
     _record(report, run)
@@ -158,8 +141,8 @@ def optimize(
         exact = run_of if pruning.removes else None
         model = _prune_step(model, pruning, data, exact, report, progress)
         after(model)
-    if quantization is not None:
-        model = _quantize_step(original, model, quantization, report, progress)
+    if quantization is not None and quant_data is not None:
+        model = _quantize_step(model, quantization, quant_data, report, progress)
         after(model)
     if compression is not None:
         model = _compress_step(model, compression, report, progress)
@@ -282,6 +265,47 @@ def compress(
     return optimize(source, target, compression=compression, **options)
 
 
+def quantize(
+    source: Any,
+    target: str | os.PathLike[str] | BinaryIO | None = None,
+    *,
+    calibration: Any = None,
+    quantization: Quantization | None = None,
+    progress: Progress = no_progress,
+    optimizing: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Optimized:
+    """Static int8 that is written only where it is good and fast enough.
+
+    Args:
+        source: as for `optimize`.
+        target: as for `optimize`.
+        calibration: data that ranges are measured on.
+        quantization: all options at once, instead of ``calibration`` and ``options``.
+        progress: called with (stage, done, total).
+        optimizing: other options of `optimize`: validation, passes, external data.
+        options: of `onnxslim.Quantization`: ``labels``, ``metric``, ``max_drop``, ``preset`` ...
+
+    Raises:
+        UsageError: an option that does not exist, or a name that no node fits.
+        InvalidModelError: already quantized, or nothing to quantize.
+        DataError: data that is missing or does not fit; nothing is written.
+        DemandMissedError: ``strict``, and no form keeps the target; nothing is written.
+    """
+    from onnxslim.quantization.request import Quantization
+
+    if quantization is not None and (options or calibration is not None):
+        raise UsageError("quantize: give quantization, or calibration and options, not both")
+    if quantization is None:
+        unknown = sorted(set(options) - set(Quantization.__dataclass_fields__))
+        if unknown:
+            raise UsageError(f"quantize has no option {unknown[0]!r}; see onnxslim.Quantization")
+        quantization = Quantization(calibration, **options)
+    return optimize(
+        source, target, quantization=quantization, progress=progress, **(optimizing or {})
+    )
+
+
 def validate(
     reference: Any,
     candidate: Any,
@@ -344,6 +368,8 @@ def session(
         RuntimeRefusedError: onnxruntime cannot open the model.
         UsageError: an option that onnxruntime does not have.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from onnxslim.packing import is_packed, open_packed
     from onnxslim.runtime.detached_session import open_detached, open_file
 
@@ -592,48 +618,33 @@ def _record_again(report: Report, run: Run) -> None:
     report.warnings.extend([*run.notes, *run.context.warnings])
 
 
+def _quantization_data(model: ir.Model, quantization: Quantization | None) -> QuantData | None:
+    """Opens the data before anything is computed; refuses what is quantized already."""
+    if quantization is None:
+        return None
+    from onnxslim.quantization.data import read_data
+    from onnxslim.quantization.prepare import refuse_quantized
+
+    if not quantization.requantize:
+        refuse_quantized(model)
+    return read_data(model, quantization)
+
+
 def _quantize_step(
-    original: ir.Model,
     model: ir.Model,
     quantization: Quantization,
+    data: QuantData,
     report: Report,
     progress: Progress,
 ) -> ir.Model:
-    from onnxslim.quantization.engine import quantize_model
-    from onnxslim.validation.accuracy import compare_accuracy
+    from onnxslim.quantization.run import run_quantization
 
-    feeds = _calibration_feeds(model, quantization.calibration)
-    progress("quantizing", 0, feeds.count or 1)
-    quantized, details = quantize_model(
-        model,
-        feeds,
-        preset=quantization.preset,
-        exclude=quantization.exclude,
-        progress=lambda done, total: progress("calibrating", done, total),
-    )
-    progress("measuring accuracy", 0, 1)
-    accuracy = compare_accuracy(original, quantized, feeds=feeds, labels=quantization.labels)
-    step = Step("quantize", measure(quantized), accuracy.summary())
-    step.details = {"quantization": details.to_dict(), "accuracy": accuracy.to_dict()}
+    result = run_quantization(model, quantization, data, progress)
+    step = Step("quantize", measure(result.model), result.summary())
+    step.details = {"quantization": result.to_dict()}
     report.steps.append(step)
-    report.warnings.extend(details.warnings)
-    return quantized
-
-
-def _calibration_feeds(model: ir.Model, calibration: Any) -> FeedStream:
-    """Feeds that can be read again and again; one in memory at a time where the source allows."""
-    from onnxslim.calibration.streams import describe_inputs, open_feeds
-    from onnxslim.runtime.specs import input_specs
-
-    specs = input_specs(model)
-    if calibration is None:
-        raise DataError(
-            "static int8 needs calibration data: give --calibration FILE.npz with "
-            f"{describe_inputs(specs)}"
-        )
-    if isinstance(calibration, Iterator):  # it can be read only once
-        calibration = list(calibration)
-    return open_feeds(calibration, specs, batch_size=_CALIBRATION_BATCH)
+    report.warnings.extend(result.warnings)
+    return result.model
 
 
 def _read_feeds(model: ir.Model, feeds: Any) -> list[Any] | None:

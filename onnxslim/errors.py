@@ -33,6 +33,10 @@ class PackError(OnnxSlimError):
     """A packed file (.onnxz) is damaged, hostile, or needs something that is not installed."""
 
 
+class StoreError(OnnxSlimError):
+    """A store of models is missing, damaged, or does not hold what is asked for."""
+
+
 class PassError(OnnxSlimError):
     """A pass failed. ``pass_name`` and ``node`` say where."""
 

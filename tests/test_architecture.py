@@ -38,6 +38,7 @@ ALLOWED = {
     },
     "quantization": {
         "calibration",
+        "compression",
         "io",
         "ir",
         "passes",

@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "optimize": "optimize_command:optimize",
     "prune": "prune_command:prune",
     "compress": "compress_command:compress",
+    "quantize": "quantize_command:quantize",
     "validate": "validate_command:validate",
     "calibrate": "calibrate_command:calibrate",
     "inspect": "inspect_command:inspect",

@@ -144,13 +144,19 @@ def optimize(
     )
     if calibration is not None and not quantize and prune is None and compress is None:
         raise UsageError("--calibration is for --quantize, --prune and --compress; add one of them")
-    if max_drop is not None and prune is None and compress is None:
-        raise UsageError("--max-drop is the limit of --prune and --compress; add one of them")
+    if max_drop is not None and prune is None and compress is None and not quantize:
+        raise UsageError(
+            "--max-drop is the limit of --quantize, --prune and --compress; add one of them"
+        )
     if quantize and calibration is None:
         _explain_calibration(source)
     quantization = None
     if quantize:
-        quantization = api.Quantization(calibration, quant_preset, labels, tuple(exclude or ()))
+        from onnxslim.quantization.request import Quantization
+
+        quantization = Quantization(
+            calibration, quant_preset, labels, tuple(exclude or ()), max_drop=max_drop
+        )
     pruning = None
     if prune is not None:
         from onnxslim.pruning.request import parse_spec

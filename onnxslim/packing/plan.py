@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class Plan:
     """How the tensors that have a counterpart in the base are written."""
     row_heads: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """Where rows of tensors start like other tensors."""
+    shared: bool = False
+    """Frames may end up in packed files of any size."""
     _recipes: dict[int, tuple[Recipe, ...]] = field(default_factory=dict)
 
     def read(self, file: int, offset: int, length: int) -> Bytes:
@@ -82,7 +85,7 @@ class Plan:
     @property
     def guarded(self) -> bool:
         """Whether the model is so large that readers watch how far it expands."""
-        return self.manifest.total > RATIO_SLACK
+        return self.shared or self.manifest.total > RATIO_SLACK
 
     def recipes(self, blob: int) -> tuple[Recipe, ...]:
         """Return the recipes for the chunks of a blob; the same whichever thread asks first."""
@@ -137,6 +140,7 @@ def make_plan(
     *,
     relate: bool = False,
     keep: Set[int] = frozenset(),
+    alone_from: int | None = None,
 ) -> Plan:
     """Find the tensors of a model and of its data files, and hash them.
 
@@ -146,12 +150,18 @@ def make_plan(
         threads: How many threads to use.
         relate: Note on the way what :func:`relate` needs.
         keep: Tensors of these lengths are cut out however small they are.
+        alone_from: Tensors of so many bytes are cut out even where they pack better with the rest.
 
     Raises:
         PackError: the file is not an ONNX model, or a data file is missing or unsafe to read.
     """
     sources, names, cuts = find_cuts(main)
-    kept = _worthwhile(cuts, sources, profile, threads, keep)
+    least = sys.maxsize if alone_from is None else alone_from
+
+    def wanted(cut: Cut) -> bool:
+        return cut.length in keep or cut.length >= least
+
+    kept = _worthwhile(cuts, sources, profile, threads, wanted)
     watches: list[RowHeads | None] = [None] * len(kept)
     if relate:
         watches = _watches(kept, sources)
@@ -265,12 +275,16 @@ def _disjoint(cuts: list[Cut]) -> list[Cut]:
 
 
 def _worthwhile(
-    cuts: list[Cut], sources: list[FileSource], profile: Profile, threads: int, keep: Set[int]
+    cuts: list[Cut],
+    sources: list[FileSource],
+    profile: Profile,
+    threads: int,
+    wanted: Callable[[Cut], bool],
 ) -> list[Cut]:
     """Leave small tensors with the graph when an entry of their own would not pay."""
 
     def task(cut: Cut) -> Callable[[], bool]:
-        return lambda: cut.length in keep or _pays(cut, sources, profile)
+        return lambda: wanted(cut) or _pays(cut, sources, profile)
 
     answers = in_order((task(cut) for cut in cuts), threads)
     kept = [cut for cut, pays in zip(cuts, answers, strict=True) if pays]

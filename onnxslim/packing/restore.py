@@ -84,7 +84,7 @@ def _base_for(
 
 def _open(source: str | os.PathLike[str] | BinaryIO, stack: contextlib.ExitStack) -> Forward:
     if not isinstance(source, (str, os.PathLike)):
-        return Forward(source, "the input stream")
+        return Forward(source, getattr(source, "label", "the input stream"))
     path = os.fspath(source)
     try:
         stream = stack.enter_context(open(path, "rb"))  # noqa: SIM115

@@ -154,7 +154,7 @@ def _write_frame(stream: BinaryIO, header: FrameHeader, payload: bytes) -> int:
 
 def _tasks(plan: Plan) -> Iterator[Callable[[], tuple[FrameHeader, bytes]]]:
     def task(kind: int, number: int, start: int, length: int) -> Callable[[], _Frame]:
-        encoder = _rest_frame if kind == FILE_BYTES else _tensor_frame
+        encoder = rest_frame if kind == FILE_BYTES else tensor_frame
         return lambda: encoder(plan, kind, number, start, length)
 
     for frame in plan.manifest.frames():
@@ -170,8 +170,8 @@ def _frame(kind: int, number: int, data: Bytes, encoded: tuple[int, bytes]) -> _
     return FrameHeader(kind, codec, number, data.size, len(payload), crc), payload
 
 
-def _rest_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> _Frame:
-    """Encode bytes ``start`` to ``start + length`` of what is left of a file."""
+def rest_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> _Frame:
+    """Encode bytes ``start`` to ``start + length`` of what is left of file ``number``."""
     parts = [
         plan.read(number, place, size) for place, size in plan.manifest.rest(number, start, length)
     ]
@@ -181,7 +181,8 @@ def _rest_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> 
     return _frame(kind, number, data, encoded)
 
 
-def _tensor_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> _Frame:
+def tensor_frame(plan: Plan, kind: int, number: int, start: int, length: int) -> _Frame:
+    """Encode bytes ``start`` to ``start + length`` of tensor ``number``."""
     origin = plan.origins[number]
     data = plan.read(origin.file, origin.offset + start, length)
     delta, encoded = plan.deltas.get(number), None

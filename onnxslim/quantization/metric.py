@@ -150,9 +150,7 @@ class Judge:
             DataError: the metric fails.
             RuntimeRefusedError: it cannot be run.
         """
-        session = open_session(
-            model, optimize=not self._fake, threads=self._threads, prepack=True
-        )
+        session = open_session(model, optimize=not self._fake, threads=self._threads, prepack=True)
         meter = _Beside(AgreementMeter(self._names), self)
         found, value = self._measured(meter.through(session))
         return self._finished(found, value, meter.meter.result(), meter.flips)

@@ -12,7 +12,10 @@ from onnxslim.quantization.gate import Decision
 from onnxslim.quantization.metric import Score
 from onnxslim.quantization.ranking import Region
 
-_INT8 = ("QLinear", "QGemm", "Integer", "DynamicQuantize", "QAttention", "NhwcMaxPool")
+_INT8 = (
+    "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger",
+    "MatMulIntegerToFloat", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul",
+)  # fmt: skip
 _PRODUCTS = (
     "Attention", "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "LSTM",
     "GRU", "MatMul", "NhwcFusedConv", "RNN", "TransposeMatMul",
@@ -115,7 +118,7 @@ class Outcome:
 
 
 def _is_int8(name: str) -> bool:
-    return any(mark in name for mark in _INT8)
+    return name.split(".")[-1] in _INT8
 
 
 def _gap_dict(gap: Gap | None) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ def prepare(
         RuntimeRefusedError: onnxruntime cannot open the model.
     """
     notes = []
-    _refuse_quantized(model)
+    refuse_quantized(model)
     before = default_opset(model)
     if needs_opset_21 and before < _OPSET_OF_16_BITS:
         work = convert_opset(model, _OPSET_OF_16_BITS)
@@ -106,7 +106,8 @@ def _first_quantized(model: ir.Model) -> ir.Node | None:
     return None
 
 
-def _refuse_quantized(model: ir.Model) -> None:
+def refuse_quantized(model: ir.Model) -> None:
+    """Raises InvalidModelError when a model is quantized already."""
     node = _first_quantized(model)
     if node is not None:
         label = node.name or next((v.name for v in node.outputs if v.name), "")

@@ -91,6 +91,7 @@ class Search:
         ranking: regions, the worst first, where that had to be found out.
         notes: what was tried, one line each.
         interrupted: by Ctrl-C; ``best`` is the best until then.
+        equalized: steps of equalization that were kept.
     """
 
     judge: Judge | None
@@ -103,6 +104,7 @@ class Search:
     ranking: list[Region] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
+    equalized: tuple[str, ...] = ()
 
     def run(self, prepared: Prepared, calibration: Calibration, plan: QuantPlan) -> Candidate:
         """The first candidate that keeps the target, or the best of all.
@@ -204,6 +206,9 @@ class Search:
             progress=lambda done, total: self.progress("equalizing", done, total),
         )
         self.notes.extend(str(note) for note in found.notes if note.kept)
+        self.equalized = tuple(
+            note.step for note in found.notes if note.kept and note.site == "model"
+        )
         if found.prepared is not start.prepared:
             calibration = self.recalibrate(found.prepared, start.plan)
             base = replace(start, prepared=found.prepared, calibration=calibration)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from onnxslim.ir import edit
+
 # Replacing one input copies the list of all; for a few that is cheap.
 _FEW_INPUTS = 32
 
@@ -44,6 +46,40 @@ def _replace_inputs(node: ir.Node, replacements: Mapping[ir.Value, ir.Value]) ->
         old._remove_usage(node, index)
         new._add_usage(node, index)
     node._inputs = tuple(inputs)
+
+
+class Bypasses:
+    """Bypasses nodes in time linear in their number, also where one node reads thousands of them.
+
+    Readers with many inputs are changed by `finish`, all at once. Until then they still read the
+    old values, so what a node reads has to be asked of `resolve`.
+    """
+
+    def __init__(self) -> None:
+        self._later: dict[ir.Value, ir.Value] = {}
+        self._gone: list[ir.Node] = []
+
+    def resolve(self, value: ir.Value) -> ir.Value:
+        """The value that will be read in the place of this one."""
+        while value in self._later:
+            value = self._later[value]
+        return value
+
+    def bypass(self, node: ir.Node, replacement: ir.Value) -> None:
+        """`edit.bypass`, perhaps put off; ``replacement`` comes from `resolve`."""
+        old = node.outputs[0]
+        wide = any(len(reader.inputs) > _FEW_INPUTS for reader in old.consumers())
+        if wide and not old.is_graph_output():
+            self._later[old] = replacement
+            self._gone.append(node)
+        else:
+            edit.bypass(node, replacement)
+
+    def finish(self) -> None:
+        """Does what was put off."""
+        replace_values({old: self.resolve(old) for old in self._later})
+        for node in self._gone:
+            edit.remove(node)
 
 
 def release_inputs(node: ir.Node) -> None:

@@ -33,9 +33,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxslim.ir.edit import bypass
 from onnxslim.ir.schema import is_op
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
+from onnxslim.rewrite.replace_values import Bypasses
 from onnxslim.rewrite.scopes import Scopes
 
 
@@ -50,17 +50,19 @@ class EliminateIdentity(Pass):
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
         scopes = Scopes(model)
+        bypasses = Bypasses()
         for node in context.nodes_of(model, "Identity"):
-            original = _match(node, scopes)
+            original = _match(node, scopes, bypasses)
             if original is None or not context.allow(self, node.outputs[0].name or ""):
                 continue
-            bypass(node, original)
+            bypasses.bypass(node, original)
             changes += 1
+        bypasses.finish()
         return PassResult(changes)
 
 
-def _match(node: ir.Node, scopes: Scopes) -> ir.Value | None:
+def _match(node: ir.Node, scopes: Scopes, bypasses: Bypasses) -> ir.Value | None:
     if not is_op(node, "Identity") or node.inputs[0] is None:
         return None
-    original = node.inputs[0]
+    original = bypasses.resolve(node.inputs[0])
     return original if scopes.can_replace(node.outputs[0], original) else None

@@ -42,11 +42,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxslim.ir.edit import bypass
 from onnxslim.ir.schema import ONNX_DOMAINS, is_op, opset_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.noops import arithmetic, shapes
 from onnxslim.rewrite.noops.rules import Facts
+from onnxslim.rewrite.replace_values import Bypasses
 from onnxslim.rewrite.scopes import Scopes
 
 _RULES = {**arithmetic.RULES, **shapes.RULES}
@@ -61,6 +61,7 @@ class EliminateNoop(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         scopes = Scopes(model)
+        bypasses = Bypasses()
         changes = 0
         main_opset = _opset(model.graph.opset_imports)
         for node in context.nodes_of(model, "Concat", *_RULES):
@@ -68,26 +69,29 @@ class EliminateNoop(Pass):
             if opset is None:
                 continue
             if node.op_type == "Concat":
-                changes += self._shorten(node, scopes, context)
+                changes += self._shorten(node, scopes, context, bypasses)
                 continue
             kept = _match(node, opset, model)
+            kept = None if kept is None else bypasses.resolve(kept)
             if kept is None or not scopes.can_replace(node.outputs[0], kept):  # (5)
                 continue
             if context.allow(self, node.outputs[0].name or "", node.op_type):
-                bypass(node, kept)
+                bypasses.bypass(node, kept)
                 changes += 1
+        bypasses.finish()
         return PassResult(changes)
 
-    def _shorten(self, node: ir.Node, scopes: Scopes, context: Context) -> int:
+    def _shorten(self, node: ir.Node, scopes: Scopes, context: Context, bypasses: Bypasses) -> int:
         """Leaves out empty inputs of a Concat, or the whole Concat."""
         filled = shapes.filled_inputs(node)
         if filled is None:
             return 0
         site = node.outputs[0].name or ""
-        if len(filled) == 1 and scopes.can_replace(node.outputs[0], filled[0]):
+        only = bypasses.resolve(filled[0]) if len(filled) == 1 else None
+        if only is not None and scopes.can_replace(node.outputs[0], only):
             if not context.allow(self, site, "Concat of one input"):
                 return 0
-            bypass(node, filled[0])
+            bypasses.bypass(node, only)
             return 1
         if len(filled) == len(node.inputs) or not context.allow(self, site, "empty inputs"):
             return 0

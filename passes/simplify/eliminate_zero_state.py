@@ -37,7 +37,10 @@ from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.place_constant import discard_unused
 
 _STATES = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}
-_MOVES = ("Expand", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+_MOVES = (
+    *("Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose"),
+    "Unsqueeze",
+)
 # Longer chains of moves before a state are not seen in practice.
 _REACH = 16
 

@@ -17,7 +17,7 @@ Holds only if:
 2. sorted by their start they cover the axis without gap or overlap, and there are two or more;
 3. they stand in one graph and read nothing but ``x`` and constants;
 4. the element type is one that a Split takes in the runtimes: floats, integers of 8, 32 and 64
-   bits, bool.
+   bits, bool; and ``x`` is no list of integers, which is a shape that other passes understand.
 
 Exactness: exact.
 
@@ -35,6 +35,7 @@ import onnx_ir as ir
 
 from onnxslim.ir.edit import remove, replace_value
 from onnxslim.ir.schema import is_op, opset_of
+from onnxslim.ir.shapes import rank
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.place_constant import add_constant, discard_unused
 from onnxslim.rewrite.slices import cuts_of, interval
@@ -84,6 +85,8 @@ def _piece(node: ir.Node) -> _Piece | None:
     cuts = cuts_of(node)
     value = node.inputs[0] if cuts is not None and len(cuts) == 1 else None
     if cuts is None or value is None or value.dtype not in _TYPES:
+        return None
+    if value.dtype.is_integer() and rank(value) == 1:  # (4)
         return None
     found = interval(cuts[0], value)
     return None if found is None else _Piece(node, cuts[0].axis, *found)

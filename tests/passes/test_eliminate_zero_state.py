@@ -26,6 +26,7 @@ def recurrent(kind: str, state: str, fill: float = 0.0, peepholes: bool = False)
         "p": rng.standard_normal((1, 3 * HIDDEN)).astype(np.float32),
         "shape": np.array([1, 2, HIDDEN]),
         "long": np.array([4, 2, HIDDEN]),
+        "pieces": np.array([1, 3]),
         "zero": np.array([0]),
         "one": np.array([1]),
     }
@@ -36,6 +37,10 @@ def recurrent(kind: str, state: str, fill: float = 0.0, peepholes: bool = False)
         "sliced": [
             onnx.helper.make_node("ConstantOfShape", ["long"], ["all"], value=value),
             onnx.helper.make_node("Slice", ["all", "zero", "one", "zero"], ["h"]),
+        ],
+        "split": [
+            onnx.helper.make_node("ConstantOfShape", ["long"], ["all"], value=value),
+            onnx.helper.make_node("Split", ["all", "pieces"], ["h", "rest"], axis=0),
         ],
         "input": [],
     }
@@ -65,7 +70,7 @@ FEEDS = {
 
 
 @pytest.mark.parametrize("kind", GATES)
-@pytest.mark.parametrize("state", ["constant", "filled", "sliced"])
+@pytest.mark.parametrize("state", ["constant", "filled", "sliced", "split"])
 def test_zeros_go(kind, state):
     model = recurrent(kind, state)
     expected = run(model, FEEDS)

@@ -44,7 +44,7 @@ def test_before_opset_15_positions_are_gathered():
         PASS,
         head + CHAIN % "",
         head
-        + """g (float[N,4,H,W] x) => (float[M,P,Q] y) 
+        + """g (float[N,4,H,W] x) => (float[M,P,Q] y)
         <int64[1] rest = {-1}, int64[1] p = {0}, int64[1] q = {2}> {
             s = Shape (x)
             a = Gather <axis = 0> (s, p)

@@ -80,6 +80,15 @@ def test_refused(bounds, size):
     )
 
 
+def test_shapes_are_left_to_other_passes():
+    check(
+        PASS,
+        """g (float[2,3,4] x) => (int64[1] y, int64[2] z)
+        <int64[1] o = {0}, int64[1] c = {1}, int64[1] e = {3}>
+        { s = Shape (x) y = Slice (s, o, c) z = Slice (s, c, e) }""",
+    )
+
+
 def test_steps_and_further_axes_are_left_alone():
     check(
         PASS,
