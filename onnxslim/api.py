@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import onnx_ir as ir
 
 from onnxslim import io
-from onnxslim.errors import DataError, InvalidModelError, UsageError, VerificationError
+from onnxslim.errors import InvalidModelError, UsageError, VerificationError
 from onnxslim.ir import shapes
 from onnxslim.ir.cost import Snapshot, snapshot
 from onnxslim.ir.listed import take_listed
@@ -23,7 +23,6 @@ from onnxslim.report.data import Report, Step, merged, summarize
 from onnxslim.validated_run import Check, Progress, Run, ValidatedRun, no_progress
 
 if TYPE_CHECKING:
-    from onnxslim.calibration.streams import FeedStream
     from onnxslim.compression import Compression
     from onnxslim.pruning.data import PruningData
     from onnxslim.pruning.request import Pruning

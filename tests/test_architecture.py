@@ -61,6 +61,7 @@ ALLOWED = {
         "validation",
     },
     "packing": {"io"},
+    "store": {"io", "packing"},
     "report": {"ir", "passes", "pipeline", "presets", "api"},
     "passes": {"pipeline", "rewrite", "ir", "runtime", "calibration"},
     "presets": {"passes", "pipeline"},
@@ -107,6 +108,7 @@ ALLOWED = {
         "pruning",
         "quantization",
         "report",
+        "store",
         "validated_run",
     },
 }

@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "pack": "pack_command:pack",
     "unpack": "pack_command:unpack",
     "ls": "pack_command:ls",
+    "cat": "pack_command:cat",
+    "store": "store_command:store",
     "passes": "inspect_command:passes",
     "run": "run_command:run",
 }
@@ -77,7 +79,10 @@ def build(*names: str) -> typer.Typer:
         module, _, function = COMMANDS[name].partition(":")
         settings = {"ignore_unknown_options": True} if name == "run" else None
         command = getattr(import_module(f"onnxslim.cli.{module}"), function)
-        app.command(name, context_settings=settings)(command)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name, context_settings=settings)(command)
     return app
 
 

@@ -128,7 +128,7 @@ def optimize(
       onnxslim model.onnx slim.onnxz
       cat model.onnx | onnxslim - - --json report.json > slim.onnx
     """
-    from onnxslim import api, compat
+    from onnxslim import compat
     from onnxslim.report.table import print_report
 
     changes = compat.Changes(

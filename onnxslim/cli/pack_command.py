@@ -1,7 +1,8 @@
-"""``onnxslim pack``, ``unpack`` and ``ls``."""
+"""``onnxslim pack``, ``unpack``, ``ls`` and ``cat``."""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -103,3 +104,49 @@ def ls(
         raw, packed = size(tensor.raw_bytes), size(tensor.packed_bytes)
         table.add_row(tensor.name, str(tensor.dtype), shape, raw, packed, str(tensor.codec))
     console_for(None, quiet=False).print(table)
+
+
+def cat(
+    source: Annotated[str, typer.Argument(metavar="FILE.onnxz", help="Packed file.")],
+    tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="Name, as ls shows it.")],
+    npy: Annotated[
+        str | None,
+        typer.Option("--npy", metavar="OUT", help="Write the values as .npy; - is stdout."),
+    ] = None,
+    base: Base = None,
+    debug: options.Debug = False,
+) -> None:
+    """Show one tensor of a packed file, or write it out; nothing else is decoded.
+
+    Types that numpy lacks (bfloat16, float8, 4 bits) are written as their bits.
+
+    onnxslim cat model.onnxz layer1.weight --npy weight.npy
+    """
+    import numpy as np
+
+    from onnxslim.packing import open_packed
+
+    opened = open_packed(source, base=base, threads=1)
+    found = opened.read(tensor)
+    values = np.frombuffer(found, np.uint8) if isinstance(found, bytes) else found
+    if npy is not None:
+        _write_npy(values if values.dtype.isbuiltin else values.view(f"u{values.itemsize}"), npy)
+        return
+    console = console_for(None, quiet=False)
+    shape = "×".join(map(str, opened.shape(tensor))) or "scalar"
+    console.print(f"{tensor}: {opened.dtype(tensor)} {shape}", highlight=False, markup=False)
+    console.print(np.array2string(values, threshold=200), highlight=False, markup=False)
+
+
+def _write_npy(values: Any, target: str) -> None:
+    import numpy as np
+
+    from onnxslim.io.atomic import AtomicFile, check_target
+
+    if target == "-":
+        np.save(sys.stdout.buffer, values)
+        return
+    with AtomicFile(check_target(target)) as file:
+        with os.fdopen(os.dup(file.fd), "wb") as stream:
+            np.save(stream, values)
+        file.commit()

@@ -25,8 +25,8 @@ def quantize(
         typer.Option(
             "--calibration",
             metavar="DATA",
-            help="npz with one array per input name (first axis: samples), npy, a folder of npz, of "
-            "test_data_set_* or of images, or module:function.",
+            help="npz with one array per input name (first axis: samples), npy, a folder of npz, "
+            "of test_data_set_* or of images, or module:function.",
         ),
     ] = None,
     labels: options.Labels = None,
@@ -98,8 +98,9 @@ def quantize(
         int, typer.Option("--threads", min=0, help="For latency; 0: as onnxruntime likes.")
     ] = 1,
     latency_batch: Annotated[
-        int, typer.Option("--latency-batch", min=1, help="Samples per run, for latency.")
-    ] = 1,
+        int,
+        typer.Option("--latency-batch", min=0, help="Samples per run, for latency; 0: 1 and 32."),
+    ] = 0,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="FILE", help="Repeat that run byte for byte."),

@@ -51,7 +51,7 @@ class Fetch:
             PackError: one differs.
         """
         for number, data in self._out.items():
-            self._reader.check_hash(number, data)
+            self._reader.check_hash(number, data.data)
 
     def _tasks(self) -> Iterator[Callable[[], int]]:
         """Yield tasks; each returns how many bytes it decoded."""

@@ -162,7 +162,7 @@ class PackedReader:
         """Return the chunk of a tensor that starts at byte ``start`` and has ``length`` bytes."""
         return self._frame(TENSOR, number, start, length)
 
-    def check_hash(self, number: int, data: bytearray | Bytes) -> None:
+    def check_hash(self, number: int, data: bytearray | memoryview) -> None:
         """Compare all bytes of a tensor with its hash.
 
         Raises:

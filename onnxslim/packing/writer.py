@@ -29,7 +29,7 @@ from onnxslim.packing.layout import (
     encode_index,
     table_hash,
 )
-from onnxslim.packing.listing import PackTables, PackedTensor
+from onnxslim.packing.listing import PackedTensor, PackTables
 from onnxslim.packing.parallel import Progress, in_order, no_progress, thread_count
 from onnxslim.packing.plan import ModelBytes, Plan, make_plan, relate
 from onnxslim.packing.planes import Bytes

@@ -12,9 +12,10 @@ import onnx_ir as ir
 from onnxslim.pruning.allocation import Plan
 from onnxslim.pruning.criteria import Ranking
 from onnxslim.pruning.cut import Cut, cut
-from onnxslim.pruning.descent import can_descend, descend
-from onnxslim.pruning.groups import Analysis, choose
+from onnxslim.pruning.descent import can_descend, descend, trial
+from onnxslim.pruning.groups import Analysis, Group, choose
 from onnxslim.pruning.judge import Judge, Score
+from onnxslim.pruning.mixtures import Mixtures
 from onnxslim.pruning.repair import Repaired, adds_into_sums, repair, sweep_again
 from onnxslim.pruning.sampling import Feeds, Teacher, with_noise
 from onnxslim.rewrite.channels.atoms import Ids
@@ -27,6 +28,7 @@ STRONGEST = "residual"
 _SENSITIVITY_FEEDS = 4
 # Heads of an attention are left out for a trial where there are no more than these.
 _TRIED_HEADS = 16
+_DESCENDED_HEADS = 8
 
 
 class Asked(Protocol):
@@ -110,13 +112,18 @@ class Candidates:
         self.fits = bool(feeds)
         self._ranking = ranking
         self._progress = progress
-        self._teacher = Teacher(analysis.model, with_noise(feeds, seed), seed) if feeds else None
-        self._everything = (
-            Teacher(analysis.model, with_noise([*feeds, *held_out], seed), seed)
-            if feeds and held_out
-            else None
-        )
+        self._seed = seed
+        self._teacher, self._tutor = self._teachers(feeds)
+        self._everything = self._teachers([*feeds, *held_out]) if feeds and held_out else None
         self._orders: dict[int, Ids] = {}
+
+    def _teachers(self, feeds: Feeds) -> tuple[Teacher | None, Teacher | None]:
+        """For least squares, and for a descent, which needs many more samples."""
+        if not feeds:
+            return None, None
+        model, seed = self.analysis.model, self._seed
+        noisy, mixed = with_noise(feeds, seed), Mixtures(feeds, seed)
+        return Teacher(model, noisy, seed), Teacher(model, mixed, seed)
 
     def cut(self, plan: Plan) -> Cut:
         dead = [self._chosen(number, count) for number, count in enumerate(plan) if count]
@@ -139,19 +146,30 @@ class Candidates:
 
         What a head does for the outputs shows poorly in the layer that reads it, and there are few.
         """
-        assert self._teacher is not None
         group = self.analysis.groups[number]
         gone: list[int] = []
         while len(gone) < group.size - 1:
             drifts = {}
             for unit in range(group.size):
                 if unit not in gone:
-                    dead = np.concatenate([group.units[one] for one in (*gone, unit)])
-                    made = cut(self.analysis.model, dead)
-                    fitted = repair(self._teacher, made, "least-squares", nearest=True)
-                    drifts[unit] = self.drift(fitted.model)
+                    drifts[unit] = self._without(group, (*gone, unit))
             gone.append(min(drifts, key=lambda unit: drifts[unit]))
         return np.array([*gone, *(set(range(group.size)) - set(gone))], dtype=np.int64)
+
+    def _without(self, group: Group, units: tuple[int, ...]) -> float:
+        """What is lost without some heads, when the rest has been refitted.
+
+        A head can be replaced by what the others learn to look at, which only a descent tells; it
+        takes a second or more, so where there are many heads least squares has to do.
+        """
+        assert self._teacher is not None
+        assert self._tutor is not None
+        made = cut(self.analysis.model, np.concatenate([group.units[one] for one in units]))
+        found = trial(self._tutor, made) if group.size <= _DESCENDED_HEADS else None
+        if found is None:
+            fitted = repair(self._teacher, made, "least-squares", nearest=True)
+            found = self.drift(fitted.model)
+        return found
 
     def best(self, plan: Plan, keep: Keep) -> Candidate:
         """A plan under the rung that is judged best; ``keep`` sees each that is better."""
@@ -173,11 +191,12 @@ class Candidates:
         """
         if self._everything is None or found.rung in ("none", "bias", "affine"):
             return found
-        kept, self._teacher = self._teacher, self._everything
+        kept = self._teacher, self._tutor
+        self._teacher, self._tutor = self._everything
         try:
             repaired = self._repair(made, found.rung)
         finally:
-            self._teacher = kept
+            self._teacher, self._tutor = kept
         refitted = self._judged(found.plan, repaired)
         if not self.within(refitted) or score_of(refitted) < score_of(found):
             return found
@@ -225,9 +244,9 @@ class Candidates:
 
     def _descended(self, made: Cut) -> Repaired:
         """The last rung, from the cut itself: what least squares came to is harder to leave."""
-        assert self._teacher is not None
+        assert self._tutor is not None
         model = descend(
-            self._teacher,
+            self._tutor,
             made,
             made.model,
             lambda done, total: self._progress("repairing (descent)", done, total),

@@ -108,8 +108,8 @@ def with_noise(feeds: Feeds, seed: int) -> list[Mapping[str, Any]]:
         feeds: the calibration feeds.
         seed: of the noise.
     """
-    samples = sum(_samples(feed) for feed in feeds)
-    spread = _spread(feeds)
+    samples = sum(samples_of(feed) for feed in feeds)
+    spread = spread_of(feeds)
     copies = min(_MOST_COPIES, _ENOUGH_SAMPLES // max(samples, 1) - 1)
     result = list(feeds)
     if not spread or samples < 2:
@@ -126,13 +126,13 @@ def with_noise(feeds: Feeds, seed: int) -> list[Mapping[str, Any]]:
     return result
 
 
-def _samples(feed: Mapping[str, Any]) -> int:
+def samples_of(feed: Mapping[str, Any]) -> int:
     """The first dimension of the first array that has one."""
     shapes = [np.shape(content) for content in feed.values()]
     return next((shape[0] for shape in shapes if shape), 1)
 
 
-def _spread(feeds: Feeds) -> dict[str, float]:
+def spread_of(feeds: Feeds) -> dict[str, float]:
     """The standard deviation of each float input, over all feeds."""
     found: dict[str, float] = {}
     for name, first in feeds[0].items() if feeds else ():

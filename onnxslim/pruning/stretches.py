@@ -67,6 +67,30 @@ def stretches_of(original: ir.Model, model: ir.Model, cut: Cut) -> list[Stretch]
     return found
 
 
+def first_stretch(original: ir.Model, model: ir.Model, cut: Cut, waists: int) -> Stretch | None:
+    """What lies behind a cut up to the waist of that number, or to the last one; None without any.
+
+    Args:
+        original: what the cut was made in, with inferred shapes.
+        model: the cut model, with inferred shapes.
+        cut: what was cut.
+        waists: how many of them at most.
+    """
+    nodes: list[ir.Node] = []
+    found: list[ir.Value] = []
+    end = 0
+    shapes = {v.name: v.shape for node in original.graph for v in node.outputs}
+    for node, waist in _affected(model, cut):
+        nodes.append(node)
+        # Only sums count: between them a transformer passes through a normalisation.
+        if waist is not None and _is_sum(waist) and _comparable(waist, shapes.get(waist.name), cut):
+            found.append(waist)
+            end = len(nodes)
+            if len(found) == waists:
+                break
+    return _stretch(nodes[:end], found) if found else None
+
+
 def _stretch(nodes: list[ir.Node], waists: list[ir.Value]) -> Stretch:
     """The last waist is the end; where that is no sum, the last sum before it is a goal as well."""
     end = waists[-1]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim.calibration.checks import FeedChecker, Place, batch_of
+from onnxslim.calibration.checks import BadNumbersError, FeedChecker, Place, batch_of
 from onnxslim.calibration.feeds import FeedMaker
 from onnxslim.calibration.image_options import parse_options
 from onnxslim.calibration.streams import FeedStream, describe_inputs, open_feeds
@@ -74,7 +74,7 @@ class QuantData:
 
     def sample(self) -> list[Feed]:
         """Feeds in memory: all of them where they are few."""
-        return _within_memory(self.stream, self.specs)
+        return _within_memory(self.stream, self.specs, skip_bad=True)
 
     def shared(self) -> str | None:
         """A warning when samples that judge were used for ranges as well."""
@@ -112,7 +112,7 @@ def read_data(model: ir.Model, request: Quantization) -> QuantData:
         labelled = read_labelled(model, request.labels, batch_size=_BATCH)
         data.judging = JudgeData(labelled.feeds, labelled.targets, labelled.source, metric)
         return data
-    _hold_out(data)
+    _hold_out(data, request.skip_bad)
     assert data.judging is not None
     data.judging = replace(data.judging, metric=metric)
     return data
@@ -130,16 +130,16 @@ def _opened(request: Quantization, specs: list[InputSpec]) -> FeedStream:
     return stream
 
 
-def _hold_out(data: QuantData) -> None:
+def _hold_out(data: QuantData, skip_bad: bool) -> None:
     """Takes every fourth feed away for the judge."""
     stream = data.stream
-    judged = _within_memory(_taken(stream, _is_held_out), data.specs)
+    judged = _within_memory(_taken(stream, _is_held_out), data.specs, skip_bad=skip_bad)
     if not judged:
         data.notes.append(
             "too few calibration samples to hold some out: the result was judged on samples that "
             "ranges were measured on"
         )
-        judged = _within_memory(stream, data.specs)
+        judged = _within_memory(stream, data.specs, skip_bad=skip_bad)
         if not judged:
             raise DataError(
                 f"{stream.source}: there are no calibration samples; static int8 needs some to "
@@ -167,8 +167,8 @@ def _taken(stream: FeedStream, wanted: Callable[[int], bool]) -> FeedStream:
     return replace(stream, loaders=loaders, count=count)
 
 
-def _within_memory(stream: FeedStream, specs: list[InputSpec]) -> list[Feed]:
-    """The first good feeds, as many as fit."""
+def _within_memory(stream: FeedStream, specs: list[InputSpec], *, skip_bad: bool) -> list[Feed]:
+    """The first feeds, as many as fit; those with NaN or infinity are left out or refused."""
     found: list[Feed] = []
     size = samples = 0
     checker = FeedChecker(specs)
@@ -176,8 +176,10 @@ def _within_memory(stream: FeedStream, specs: list[InputSpec]) -> list[Feed]:
         feed = checker.feed(item, place)
         try:
             checker.finite(feed, place)
-        except DataError:
-            continue  # calibration says what is wrong with it, or leaves it out
+        except BadNumbersError:
+            if not skip_bad:
+                raise
+            continue
         found.append(feed)
         size += sum(getattr(value, "nbytes", 0) for value in feed.values())
         samples += batch_of(feed, specs)

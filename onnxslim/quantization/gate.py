@@ -7,8 +7,7 @@ float); the float model. Every step down has its reason.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ import onnx_ir as ir
 
 from onnxslim.compression.run import weight_only_int8
 from onnxslim.errors import OnnxSlimError
-from onnxslim.quantization.latency import Latency, race, speedup
+from onnxslim.quantization.latency import Pair, compare, gain
 from onnxslim.quantization.metric import Score
 from onnxslim.quantization.search import Candidate, Search
 from onnxslim.quantization.selection import MATRIX_OPS
@@ -24,10 +23,10 @@ from onnxslim.runtime.loaded import loaded_graph
 from onnxslim.runtime.specs import Feed
 
 WORTH = 1.05
-"""int8 has to be this many times faster than float."""
+"""int8 has to be this many times faster than float, as a geometric mean over batch sizes."""
 
 # What two runs of one graph can differ by in the least of many times.
-_NOISE = 0.97
+_NOISE = 0.98
 
 Status = Literal["quantized", "int8-weights", "kept-fp32", "target-not-met"]
 
@@ -46,9 +45,7 @@ class Decision:
         score: of the result; None where there is nothing to judge by.
         candidate: its int8 form; None when the result is none.
         reasons: of every form that was not taken, one line each.
-        before: latency of the float model; None where it was not measured.
-        after: latency of the result.
-        speedup: how many times faster, the least of several series; None where not measured.
+        times: of the float model and the result, by batch size; empty where not measured.
         tried: forms with their speed-up.
     """
 
@@ -58,10 +55,18 @@ class Decision:
     score: Score | None
     candidate: Candidate | None
     reasons: list[str] = field(default_factory=list)
-    before: Latency | None = None
-    after: Latency | None = None
-    speedup: float | None = None
+    times: list[Pair] = field(default_factory=list)
     tried: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def gain(self) -> float:
+        """How many times faster than float; 1 where it was not measured."""
+        return gain(self.times)
+
+    @property
+    def is_slower(self) -> bool:
+        """True where a batch size shows it, beyond what two runs of one graph differ by."""
+        return any(one.typical < _NOISE for one in self.times)
 
 
 @dataclass
@@ -71,7 +76,7 @@ class Gate:
     Args:
         model: the float model that came in.
         search: with the judge and what it may spend.
-        feed: what latency is measured with.
+        feeds: what latency is measured with, by batch size.
         threads: of the sessions.
         force: full int8 passes whatever it costs.
         verifiable: False where this processor cannot show what the target does.
@@ -80,7 +85,7 @@ class Gate:
 
     model: ir.Model
     search: Search
-    feed: Feed
+    feeds: Mapping[int, Feed]
     threads: int
     force: bool
     verifiable: bool
@@ -129,7 +134,7 @@ class Gate:
         if best is None:
             best = self._of("target-not-met", candidate.level, candidate)
             self._time(best)
-            if best.speedup is not None and best.speedup < 1:
+            if best.is_slower:
                 reasons.append(self._slow("int8", best))
                 best = self._kept(best)
                 best.status = "target-not-met"
@@ -139,20 +144,18 @@ class Gate:
     def _time(self, decision: Decision) -> None:
         """Fills in the latencies."""
         self.progress("measuring latency", 0, 1)
-        models = {"before": self.model, "after": decision.model}
-        times = race(models, self.feed, threads=self.threads)
-        decision.before, decision.after = times["before"], times["after"]
-        decision.speedup = speedup(decision.before, decision.after)
-        decision.tried.append({"form": decision.form, "speedup": round(decision.speedup, 3)})
+        decision.times = compare(self.model, decision.model, self.feeds, threads=self.threads)
+        decision.tried.append(
+            {"form": decision.form, **{f"batch {p.batch}": p.speedup for p in decision.times}}
+        )
 
     def _passes(self, decision: Decision) -> bool:
-        return decision.speedup is not None and decision.speedup >= WORTH
+        return decision.gain >= WORTH and not decision.is_slower
 
     def _slow(self, form: str, decision: Decision) -> str:
-        return (
-            f"{form} is not faster here: {decision.speedup or math.nan:.2f} times the speed of "
-            f"float, {WORTH:g} would be worth it"
-        )
+        speeds = " and ".join(f"{p.typical:.2f} (batch {p.batch})" for p in decision.times)
+        what = "is slower here" if decision.is_slower else "is hardly faster here"
+        return f"{form} {what}: {speeds} times the speed of float"
 
     def _cheaper(
         self, base: Candidate, reasons: list[str], tried: list[dict[str, Any]]
@@ -179,7 +182,7 @@ class Gate:
             tried.extend(decision.tried)
             if not self._passes(decision):
                 reasons.append(self._slow(form, decision))
-            elif best is None or (decision.speedup or 0) > (best.speedup or 0):
+            elif best is None or decision.gain > best.gain:
                 best = decision
         return best
 
@@ -193,7 +196,7 @@ class Gate:
         if "MatMul" in operators and not plan.preset.constant_matmul_only:
             narrow = replace(plan.preset, constant_matmul_only=True)
             found.append(("int8 in products with weights only", replace(plan, preset=narrow)))
-        if operators & {"MatMul", "Gemm"} and "Conv" not in operators or "MatMul" in operators:
+        if "MatMul" in operators or ("Gemm" in operators and "Conv" not in operators):
             found.append(("activations rounded at run time", replace(plan, dynamic=True)))
         return found
 
@@ -201,7 +204,7 @@ class Gate:
         """int8 weights, float arithmetic."""
         form = "int8 weights, float arithmetic"
         try:
-            model, notes = weight_only_int8(self.model)
+            model, _ = weight_only_int8(self.model)
             if not _has_stored(self.model, model):
                 reasons.append(f"{form}: no weight is worth it")
                 return None
@@ -217,10 +220,8 @@ class Gate:
             reasons.append(f"{form} does not run here: {error}")
             return None
         tried.extend(decision.tried)
-        assert decision.before is not None
-        assert decision.after is not None
-        if self._runs_other_graph(model) or not _as_fast(decision.before, decision.after):
-            reasons.append(f"{form} is slower than float here ({decision.speedup:.2f} times)")
+        if self._runs_other_graph(model) or decision.is_slower:
+            reasons.append(self._slow(form, decision))
             return None
         return decision
 
@@ -232,15 +233,8 @@ class Gate:
     def _kept(self, decision: Decision) -> Decision:
         score = None if self.search.judge is None else self.search.judge.score(self.model)
         kept = Decision("kept-fp32", "float", self.model, score, None)
-        kept.before = kept.after = decision.before
-        kept.speedup = 1.0
+        kept.times = [Pair(one.batch, one.before, one.before) for one in decision.times]
         return kept
-
-
-def _as_fast(before: Latency, after: Latency) -> bool:
-    """As fast as can be told: in one series at least."""
-    pairs = zip(before.least, after.least, strict=True)
-    return max(one / other for one, other in pairs) >= _NOISE
 
 
 def _has_stored(before: ir.Model, after: ir.Model) -> bool:

@@ -21,6 +21,7 @@ _SECONDS = 0.6  # per series
 _ROUNDS = (9, 400)  # at least and at most, per series
 _SERIES = 3
 _WARM_UP = 3
+_LONG_MS = 5.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,73 @@ class Latency:
         return {"least_ms": self.best, "p50_ms": self.p50, "p90_ms": self.p90}
 
 
-def speedup(before: Latency, after: Latency) -> float:
-    """How many times faster: the lowest ratio of all series, which noise cannot flatter."""
-    return min(one / other for one, other in zip(before.least, after.least, strict=True))
+@dataclass(frozen=True)
+class Pair:
+    """Float and another form at one batch size.
+
+    Attributes:
+        batch: samples per run.
+        before: the float model.
+        after: the other form.
+    """
+
+    batch: int
+    before: Latency
+    after: Latency
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times faster, per series, in ascending order."""
+        pairs = zip(self.before.least, self.after.least, strict=True)
+        return sorted(one / other for one, other in pairs)
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster: the least of all series, which noise cannot flatter."""
+        return self.ratios[0]
+
+    @property
+    def typical(self) -> float:
+        """The same, of the series in the middle."""
+        return self.ratios[len(self.ratios) // 2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, in milliseconds."""
+        return {
+            "batch": self.batch,
+            "speedup": round(self.speedup, 3),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+
+def gain(pairs: Sequence[Pair]) -> float:
+    """Geometric mean of the speed-ups."""
+    return float(np.exp(np.mean(np.log([one.speedup for one in pairs])))) if pairs else 1.0
+
+
+def compare(
+    before: ir.Model, after: ir.Model, feeds: Mapping[int, Feed], *, threads: int = 1
+) -> list[Pair]:
+    """Times two models at several batch sizes.
+
+    Args:
+        before: the float model.
+        after: another form of it.
+        feeds: by batch size, small ones first; once a run takes more than 5 ms larger ones are
+            left out, since they would show the same.
+        threads: of the sessions.
+
+    Raises:
+        RuntimeRefusedError: one cannot be opened or run.
+    """
+    found: list[Pair] = []
+    for batch, feed in feeds.items():
+        times = race({"before": before, "after": after}, feed, threads=threads)
+        found.append(Pair(batch, times["before"], times["after"]))
+        if times["before"].best > _LONG_MS:
+            break
+    return found
 
 
 def race(models: Mapping[str, ir.Model], feed: Feed, *, threads: int = 1) -> dict[str, Latency]:

@@ -12,7 +12,7 @@ A drop is in points: percent, dB for ``psnr``, and percent of the original's val
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from onnxslim.quantization import metric_rows as rows_of
 from onnxslim.quantization.custom_metric import CustomMetric
 from onnxslim.quantization.metric_rows import Points, Rows
 from onnxslim.runtime.session import Session, open_session
-from onnxslim.runtime.specs import Array, Feed
+from onnxslim.runtime.specs import Array
 from onnxslim.validation.accuracy import AgreementMeter, OutputAgreement
 
 Metric = Literal["top1", "psnr", "custom", "agreement", "fidelity"]
@@ -54,7 +54,7 @@ class JudgeData:
         metric: a function of the user's, instead of what the labels say.
     """
 
-    feeds: Sequence[Feed]
+    feeds: Sequence[Mapping[str, Any]]
     targets: Array | None = None
     source: str = "calibration data"
     metric: CustomMetric | None = None

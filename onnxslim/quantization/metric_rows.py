@@ -70,7 +70,8 @@ def top1_rows(answer: Array, targets: Array, source: str) -> Rows:
     if wanted.shape != answer.shape[:-1]:
         raise DataError(f"{source}: there are fewer labels than samples")
     right = (answer.argmax(-1) == wanted).reshape(len(answer), -1)
-    return right.mean(axis=1, keepdims=True, dtype=np.float64)
+    found: Rows = right.mean(axis=1, keepdims=True, dtype=np.float64)
+    return found
 
 
 def psnr_rows(answer: Array, targets: Array, peak: float, source: str) -> Rows:
@@ -86,13 +87,15 @@ def psnr_rows(answer: Array, targets: Array, peak: float, source: str) -> Rows:
             f"first output of shape {list(answer.shape)}"
         )
     error = (wanted.astype(np.float64) - answer.astype(np.float64)).reshape(len(answer), -1)
-    return np.square(error).mean(axis=1, keepdims=True) / (peak * peak or 1.0)
+    found: Rows = np.square(error).mean(axis=1, keepdims=True) / (peak * peak or 1.0)
+    return found
 
 
 def same_rows(reference: Array, answer: Array) -> Rows:
     """1 where the largest of a row is at the same place."""
     same = reference.argmax(-1) == answer.argmax(-1)
-    return same.astype(np.float64)[:, None]
+    found: Rows = same.astype(np.float64)[:, None]
+    return found
 
 
 def energy_rows(reference: Sequence[Any], answer: Sequence[Any]) -> Rows:
@@ -112,7 +115,8 @@ def energy_rows(reference: Sequence[Any], answer: Sequence[Any]) -> Rows:
         return np.zeros((1, 2))
     if len({len(rows) for rows in found}) > 1:
         found = [rows.mean(axis=0, keepdims=True) for rows in found]
-    return np.mean(found, axis=0)
+    mean: Rows = np.mean(found, axis=0)
+    return mean
 
 
 def _energies(one: Rows, other: Rows) -> Rows:

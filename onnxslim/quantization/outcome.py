@@ -82,10 +82,10 @@ class Outcome:
             parts.append(f"{text} on {score.samples} samples")
             if score.outputs:
                 parts.append(f"SQNR {score.closeness:.1f} dB")
-        if decision.before is not None and decision.after is not None:
+        for pair in decision.times:
             parts.append(
-                f"p50 {decision.before.p50:.3g} -> {decision.after.p50:.3g} ms "
-                f"({decision.speedup or 1:.2f}x)"
+                f"batch {pair.batch}: {pair.before.p50:.3g} -> {pair.after.p50:.3g} ms "
+                f"({pair.typical:.2f}x)"
             )
         return "; ".join(parts)
 
@@ -101,9 +101,8 @@ class Outcome:
             "before": None if self.baseline is None else self.baseline.to_dict(),
             "after": None if decision.score is None else decision.score.to_dict(),
             "fake_real_gap": _gap_dict(self.gap),
-            "latency_before": None if decision.before is None else decision.before.to_dict(),
-            "latency_after": None if decision.after is None else decision.after.to_dict(),
-            "speedup": decision.speedup,
+            "latency": [pair.to_dict() for pair in decision.times],
+            "speedup": round(decision.gain, 3) if decision.times else None,
             "forms_timed": decision.tried,
             "int8_kernel_share": self.int8_share,
             "kernels": self.kernels,

@@ -119,11 +119,14 @@ def read_recipe(path: str) -> Recipe:
         raise UsageError(f"{path}: not a recipe in TOML: {error}") from error
     if data.get("kind") != _KIND or data.get("version") != _VERSION:
         raise UsageError(
-            f"{path}: no recipe of a quantization; --recipe wants the file that --write-recipe wrote"
+            f"{path}: no recipe of a quantization; --recipe wants what --write-recipe wrote"
         )
-    values = data.get("recipe", {})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in data.get("recipe", {}).items()
+    }
     try:
-        made = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        made = Recipe(**values)
         made.plan()
     except TypeError as error:
         raise UsageError(f"{path}: damaged recipe: {error}") from error

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from onnxslim.calibration.checks import batch_of
 from onnxslim.calibration.run import calibrate, model_digest
 from onnxslim.calibration.store import Calibration
 from onnxslim.compression.run import weight_only_int8
@@ -36,6 +37,7 @@ from onnxslim.runtime.specs import Feed
 from onnxslim.validated_run import Progress, no_progress
 
 _GAP_FEEDS = 4
+_BATCHES = (1, 32)
 
 
 def run_quantization(
@@ -169,24 +171,29 @@ class _Run:
         return max(limit, judge.resolution)
 
     def _gate(self, search: Search) -> Gate:
-        feed = single(self._sample[0], self._data.specs, self._request.latency_batch)
         return Gate(
             self._float,
             search,
-            self._runnable(feed),
+            self._latency_feeds(),
             self._request.threads,
             self._request.force,
             self._verifiable,
             self._progress,
         )
 
-    def _runnable(self, feed: Feed) -> Feed:
-        """The feed for latency; the whole sample where inputs do not take fewer."""
-        try:
-            open_session(self._float, optimize=True).run(feed)
-        except RuntimeRefusedError:
-            return self._sample[0]
-        return feed
+    def _latency_feeds(self) -> dict[int, Feed]:
+        """Feeds for latency by batch size; the sample as it is where inputs do not take others."""
+        asked, specs = self._request.latency_batch, self._data.specs
+        session = open_session(self._float, optimize=True)
+        found: dict[int, Feed] = {}
+        for batch in [asked] if asked else _BATCHES:
+            feed = single(self._sample[0], specs, batch)
+            try:
+                session.run(feed)
+            except RuntimeRefusedError:
+                continue
+            found.setdefault(batch_of(feed, specs), feed)
+        return found or {batch_of(self._sample[0], specs): self._sample[0]}
 
     def _without_overflow(self, plan: QuantPlan, calibration: Calibration) -> QuantPlan:
         """The plan, with weights of 7 bits where kernels here overflow with 8."""

@@ -14,6 +14,7 @@ from onnxslim.ir.cost import Snapshot
 from onnxslim.report.data import Report
 from onnxslim.report.numbers import change, count, size
 from onnxslim.report.page_style import STYLE
+from onnxslim.report.quantized import figures, quantization_of, ranking_plot
 
 # Longer lists are cut; the JSON report has all of it.
 _MAX_ROWS = 200
@@ -33,6 +34,7 @@ def report_page(report: Report) -> str:
         _cards(report.before, report.after),
         _warnings(report),
         _steps(report),
+        _quantized(report),
         _validation(report.validation),
         _operators(report.before, report.after),
         _passes(report),
@@ -106,6 +108,20 @@ def _steps(report: Report) -> str:
             text = json.dumps(step.details, indent=2, default=str)
             body += _details(f"{step.name}: details", f"<pre>{escape(text)}</pre>")
     return _section("Steps", body)
+
+
+def _quantized(report: Report) -> str:
+    found = quantization_of(report)
+    if found is None or "status" not in found:
+        return ""
+    rows = [[escape(cell) for cell in row] for row in figures(found)]
+    body = _table(("int8", "#before", "#after", "remark"), rows)
+    body += f"<p>Judged by {escape(found['judged_by'])}.</p>"
+    plot = ranking_plot(found["sensitivity"])
+    if plot:
+        body += f"<p>Signal to noise at the outputs with int8 in one place alone:</p>{plot}"
+    body += _details("Recipe", f"<pre>{escape(found['recipe'])}</pre>")
+    return _section("Static int8", body)
 
 
 def _step_row(name: str, snapshot: Snapshot, note: str, largest: int) -> list[str]:

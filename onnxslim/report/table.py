@@ -14,6 +14,7 @@ from onnxslim.report.data import Report, Step
 from onnxslim.report.numbers import change as change
 from onnxslim.report.numbers import count as count
 from onnxslim.report.numbers import size as size
+from onnxslim.report.quantized import print_quantized
 from onnxslim.report.stored import print_stored
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def print_report(report: Report, console: Console, *, verbose: bool = False) -> 
     _print_steps(report, console)
     _print_sparsity(report, console, verbose)
     print_stored(report, console, verbose=verbose)
+    print_quantized(report, console, verbose=verbose)
     _print_passes(report, console, verbose)
     print_validation(report.validation, console)
     for warning in report.warnings:

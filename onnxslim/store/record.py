@@ -132,7 +132,9 @@ class Record:
             body = json.loads(data)
             claimed = body.pop("sha256")
             if body["format"] != FORMAT:
-                raise StoreError(f"{where} has format {body['format']}; a newer version may read it")
+                raise StoreError(
+                    f"{where} has format {body['format']}; a newer version may read it"
+                )
             if _hash(body) != claimed:
                 raise StoreError(f"{where} does not match its own hash; it is damaged")
             return cls(

@@ -156,12 +156,23 @@ def commands(peers: str | None) -> dict[str, list[str]]:
     return found
 
 
-def nodes_in(path: Path) -> int:
+def count_nodes(path: Path) -> int:
+    """Nodes of all graphs, those of subgraphs included."""
+
     def count(graph: onnx.GraphProto) -> int:
         inner = [item.g for node in graph.node for item in node.attribute if item.HasField("g")]
         return len(graph.node) + sum(map(count, inner))
 
     return count(onnx.load(path, load_external_data=False).graph)
+
+
+def nodes_in(path: Path) -> int:
+    """As `count_nodes`, in another process.
+
+    The peak memory of a new process starts at what this one holds, so this one loads no model.
+    """
+    command = [sys.executable, __file__, "--count", str(path)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def compare(model: Path, tools: dict[str, list[str]], rounds: int, folder: str) -> dict[str, Cost]:
@@ -190,7 +201,11 @@ def main() -> None:
     parser.add_argument("--peers", help="a Python that has the peers")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--layers", type=int, nargs="*", default=[24, 48, 96])
+    parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.count is not None:
+        print(count_nodes(given.count))
+        return
     tools = commands(given.peers)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as source:
         for layers in given.layers:
