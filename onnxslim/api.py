@@ -68,6 +68,9 @@ def optimize(
     compensate_norms: bool = False,
     explain: bool = False,
     listed_initializers: str = "auto",
+    opset: int | None = None,
+    runtime: str = "ort",
+    measure_latency: bool = False,
     progress: Progress = no_progress,
 ) -> Optimized:
     """Makes a model smaller and faster, and validates that it gives the same answers.
@@ -100,6 +103,11 @@ def optimize(
         explain: say in the report, per group of tied channels, what went, what stayed, and why.
         listed_initializers: weights that are listed as graph inputs: ``auto`` (constants where all
             are listed), ``constants`` or ``defaults`` (a caller may override them).
+        opset: convert the standard operators to this version first.
+        runtime: where the model will run: ``ort``, ``openvino``, ``portable``, ``tensorrt`` or
+            ``web``; rewrites that do not pay there are left out.
+        measure_latency: time the result against one without each pass that fuses or moves nodes,
+            and take back the passes without which it is faster.
         progress: called with (stage, done, total).
 
     Returns:
@@ -115,7 +123,9 @@ def optimize(
     started = time.perf_counter()
     settings = channel_settings(align, compensate_norms, explain)
     settings["fold-constants"] = {"max_output_bytes": size_threshold}
-    pipeline = presets.build(preset, passes, skip_passes, settings)
+    if pruning is not None:  # whose analysis sees into the parts of an Attention only
+        skip_passes = [*skip_passes, *presets.held(("fuse-attention",), preset, passes)]
+    pipeline = presets.build(preset, passes, skip_passes, settings, runtime)
     if target is not None and not hasattr(target, "write"):
         io.check_target(target)
     progress("loading", 0, 1)
@@ -128,8 +138,11 @@ def optimize(
     check = Check(validate, _read_feeds(original, feeds), rtol, atol, seed)
     data = _pruning_data(original, pruning)
     quant_data = _quantization_data(original, quantization)
-    run_of = ValidatedRun(original, pipeline, check, verify_each, fold_growth, progress)
+    start = None if opset is None else _converted(original, opset)
+    run_of = ValidatedRun(original, pipeline, check, verify_each, fold_growth, progress, start)
     run = run_of.run()
+    if measure_latency:
+        run_of, run = _keep_what_pays(run_of, run)
     _record(report, run)
     model = run.model
     steps = [step for step in (pruning, quantization, compression) if step is not None]
@@ -494,6 +507,25 @@ def fix_input_shapes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]])
             if isinstance(old, int) and old != new:
                 raise UsageError(f"input {name!r} is declared {declared}, which {dims} contradicts")
         inputs[name].shape = ir.Shape(list(dims))
+
+
+def _converted(model: ir.Model, opset: int) -> ir.Model:
+    """A copy at another opset; the converter is imported for those who ask."""
+    import onnx.defs
+
+    from onnxslim.io.convert import convert_opset
+
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= opset <= newest:
+        raise UsageError(f"opset {opset}: want 1 to {newest}, which is the newest that onnx knows")
+    return convert_opset(model, opset)
+
+
+def _keep_what_pays(run_of: ValidatedRun, run: Run) -> tuple[ValidatedRun, Run]:
+    """The run without the passes that make the model slower."""
+    from onnxslim.measured_run import keep_what_pays
+
+    return keep_what_pays(run_of, run)
 
 
 def _record(report: Report, run: Run) -> None:

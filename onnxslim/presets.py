@@ -45,6 +45,9 @@ _CLEAN = (
 )
 
 _FUSE = (
+    "fuse-layer-normalization",
+    "fuse-rms-normalization",
+    "fuse-gelu",
     "fuse-conv-batchnorm",
     "fuse-conv-affine",
     "fuse-batchnorm-affine",
@@ -52,6 +55,20 @@ _FUSE = (
     "fuse-transpose-gemm",
     "run-onnxoptimizer",
 )
+
+
+# Whole heads in one operator: last, since the removal of channels sees into the parts only.
+_LAST = ("fuse-attention", "deduplicate-initializers", "eliminate-common-subexpressions")
+
+# Where the file will run, and what does not pay there: operators of opset 20 and later, for which
+# these runtimes have no kernel of their own, or which they make better ones of the parts.
+LATE: dict[str, frozenset[str]] = {
+    "ort": frozenset(),
+    "openvino": frozenset({"fuse-attention"}),
+    "portable": frozenset({"fuse-attention", "fuse-gelu", "fuse-rms-normalization"}),
+    "tensorrt": frozenset({"fuse-attention", "fuse-rms-normalization"}),
+    "web": frozenset({"fuse-attention", "fuse-rms-normalization"}),
+}
 
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -71,7 +88,7 @@ def simplify() -> Pipeline:
         (
             Fixpoint(_make(_CLEAN)),
             Fixpoint(_make([*_FUSE, *_CLEAN])),
-            *_make(["deduplicate-initializers", "eliminate-common-subexpressions"]),
+            *_make(_LAST),
             *_make(["eliminate-dead-nodes"]),
         )
     )
@@ -84,7 +101,7 @@ def default() -> Pipeline:
             Fixpoint(_make(_CLEAN)),
             Fixpoint(_make([*_FUSE, *_CLEAN])),
             Fixpoint(_make(["infer-shapes", "eliminate-zeroed-channels", *_FUSE, *_CLEAN])),
-            *_make(["deduplicate-initializers", "eliminate-common-subexpressions"]),
+            *_make(_LAST),
             *_make(["eliminate-dead-nodes"]),
         )
     )
@@ -104,6 +121,7 @@ def build(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     settings: Settings | None = None,
+    target: str = "ort",
 ) -> Pipeline:
     """The pipeline of a run.
 
@@ -112,12 +130,17 @@ def build(
         only: pass names to run instead, once each in this order, after shape inference.
         skip: pass names to leave out.
         settings: options by pass name, for every such pass in the pipeline.
+        target: where the model will run, a name from `LATE`; leaves out what does not pay there,
+            unless it is named in ``only``.
 
     Raises:
-        UsageError: an unknown preset or pass, or a skipped pass that the pipeline does not hold.
+        UsageError: an unknown preset, target or pass, or a skipped pass that the pipeline does not
+            hold.
     """
     if preset not in PRESETS:
         raise UsageError(f"no preset is called {preset!r}{passes.nearest(preset, list(PRESETS))}")
+    if target not in LATE:
+        raise UsageError(f"no target is called {target!r}{passes.nearest(target, list(LATE))}")
     pipeline = Pipeline(_make(["infer-shapes", *only])) if only else PRESETS[preset]()
     held = sorted({inner.name for inner in leaves(pipeline)})
     for name in skip:
@@ -125,7 +148,14 @@ def build(
             raise UsageError(
                 f"--skip-pass {name!r}: the pipeline has no such pass{passes.nearest(name, held)}"
             )
-    return Pipeline(_configured(pipeline.passes, frozenset(skip), settings or {}))
+    left_out = frozenset(skip) | (frozenset() if only else LATE[target])
+    return Pipeline(_configured(pipeline.passes, left_out, settings or {}))
+
+
+def held(names: Sequence[str], preset: str, only: Sequence[str] = ()) -> list[str]:
+    """Those of the passes that a pipeline of `build` has."""
+    steps = {step.name for step in leaves(PRESETS[preset]())} if preset in PRESETS else set()
+    return [name for name in names if name in (only or steps)]
 
 
 def _configured(

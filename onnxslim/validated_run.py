@@ -77,6 +77,8 @@ class ValidatedRun:
         verify_each: verify the graph after every pass that changed something.
         fold_growth: bytes by which constant folding may grow the model.
         progress: called with (stage, done, total).
+        start: another form of the original that the passes begin with; None: the original.
+        disabled: rewrites that are not made, as (pass name, site).
     """
 
     original: ir.Model
@@ -85,6 +87,8 @@ class ValidatedRun:
     verify_each: bool = False
     fold_growth: int = 0
     progress: Progress = no_progress
+    start: ir.Model | None = None
+    disabled: frozenset[tuple[str, str]] = frozenset()
 
     def run(self) -> Run:
         """The first run whose outputs agree with the original.
@@ -92,7 +96,7 @@ class ValidatedRun:
         Raises:
             DemandMissedError: none agrees, whatever is switched off.
         """
-        disabled: set[tuple[str, str]] = set()
+        disabled: set[tuple[str, str]] = set(self.disabled)
         notes: list[str] = []
         for _ in range(MAX_CULPRITS + len(list(leaves(self.pipeline)))):
             self.progress("rewriting", 0, 1)
@@ -102,7 +106,7 @@ class ValidatedRun:
                 run.notes = notes
                 return run
             culprit = self._culprit(run, disabled, failure)
-            if len(disabled) >= MAX_CULPRITS or culprit in disabled:
+            if len(disabled) - len(self.disabled) >= MAX_CULPRITS or culprit in disabled:
                 culprit = (culprit[0], "*")
             disabled.add(culprit)
             where = f" at {culprit[1]}" if culprit[1] != "*" else ""
@@ -114,8 +118,8 @@ class ValidatedRun:
         )
 
     def _attempt(self, disabled: set[tuple[str, str]], limit: int | None) -> Run:
-        """One run on a copy of the original."""
-        model = load(self.original)
+        """One run on a copy of what it starts with."""
+        model = load(self.original if self.start is None else self.start)
         context = Context(model, limit=limit, disabled=disabled, fold_growth=self.fold_growth)
         instruments: tuple[Instrument, ...] = (_verify_after,) if self.verify_each else ()
         run = Run(model, context)

@@ -66,7 +66,9 @@ ALLOWED = {
     "passes": {"pipeline", "rewrite", "ir", "runtime", "calibration"},
     "presets": {"passes", "pipeline"},
     "validated_run": {"io", "ir", "pipeline", "validation"},
+    "measured_run": {"calibration", "pipeline", "quantization", "runtime", "validated_run"},
     "api": {
+        "measured_run",
         "calibration",
         "compression",
         "io",

@@ -83,6 +83,22 @@ def optimize(
             "override, or auto (constants where all are listed).",
         ),
     ] = "auto",
+    opset: Annotated[
+        int | None,
+        typer.Option("--opset", metavar="N", min=1, help="First convert to this opset."),
+    ] = None,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            metavar="RUNTIME",
+            help="Only rewrites that pay there: ort, openvino, portable, tensorrt or web.",
+        ),
+    ] = "ort",
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Take back passes without which the model runs faster."),
+    ] = False,
     external_data: Annotated[
         bool,
         typer.Option(
@@ -198,6 +214,9 @@ def optimize(
             fold_growth=fold_growth,
             size_threshold=size_threshold,
             listed_initializers=listed_initializers,
+            opset=opset,
+            runtime=runtime,
+            measure_latency=measure,
             align=align,
             compensate_norms=compensate_norms,
             explain=explain,

@@ -130,7 +130,8 @@ def cat(
     found = opened.read(tensor)
     values = np.frombuffer(found, np.uint8) if isinstance(found, bytes) else found
     if npy is not None:
-        _write_npy(values if values.dtype.isbuiltin else values.view(f"u{values.itemsize}"), npy)
+        foreign = values.dtype.isbuiltin == 2  # a type that a package brought
+        _write_npy(values.view(f"u{values.itemsize}") if foreign else values, npy)
         return
     console = console_for(None, quiet=False)
     shape = "×".join(map(str, opened.shape(tensor))) or "scalar"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 
 from onnxslim.packing.parallel import Progress, in_order, no_progress
 from onnxslim.packing.planes import Bytes
 from onnxslim.packing.reader import PackedReader
+
+_ALIGNMENT = 64
+_LITTLE = 4 << 20  # bytes up to which threads cost more than they save
 
 Place = tuple[int, int, int]
 """File, offset and length of bytes in it."""
@@ -40,9 +44,23 @@ class Fetch:
             PackError: damaged, or far more than so few bytes should hold.
         """
         done, total = 0, max(1, sum(length for _, _, length in self._places))
+        threads = threads if total > _LITTLE else 1
+        self._reserve()
         for size in in_order(self._tasks(), threads):
             done += size
             progress("unpacking", min(done, total), total)
+
+    def _reserve(self) -> None:
+        """Take the memory of all tensors at once: the system then hands it out in large pages."""
+        blobs = self._reader.model.manifest.blobs
+        numbers = [number for number in dict.fromkeys(self._blobs) if number is not None]
+        numbers = [number for number in numbers if blobs[number].chunk]
+        for number in numbers:
+            self._reader.check_expansion(number)
+        sizes = [-(-blobs[number].length // _ALIGNMENT) * _ALIGNMENT for number in numbers]
+        memory = np.empty(sum(sizes), np.uint8)
+        for number, start in zip(numbers, accumulate(sizes, initial=0), strict=False):
+            self._out[number] = memory[start : start + blobs[number].length]
 
     def verify(self) -> None:
         """Compare each tensor with its SHA-256 as well.
@@ -65,22 +83,15 @@ class Fetch:
                 yield from self._chunks(number)
 
     def _chunks(self, number: int) -> Iterator[Callable[[], int]]:
-        self._reader.check_expansion(number)
-        lengths = list(self._reader.model.manifest.blobs[number].chunks())
-        if len(lengths) > 1:
-            self._out[number] = np.empty(sum(lengths), np.uint8)
         start = 0
-        for length in lengths:
+        for length in self._reader.model.manifest.blobs[number].chunks():
             yield self._decoding(number, start, length)
             start += length
 
     def _decoding(self, number: int, start: int, length: int) -> Callable[[], int]:
         def task() -> int:
             part = self._reader.chunk(number, start, length)
-            if number in self._out:
-                self._out[number][start : start + length] = part
-            else:  # the only chunk
-                self._out[number] = part
+            self._out[number][start : start + length] = part
             return length
 
         return task

@@ -23,7 +23,7 @@ from onnxslim.io import load
 from onnxslim.ir import shapes
 from onnxslim.ir.constants import constant_tensor
 from onnxslim.pruning.cut import Cut
-from onnxslim.pruning.sampling import Teacher, run_tapped
+from onnxslim.pruning.sampling import Teacher, first_samples, run_tapped
 from onnxslim.pruning.stretches import Stretch, first_stretch, joined, stretches_of
 from onnxslim.pruning.tape import Array, Tape
 from onnxslim.pruning.tokens import positions_read
@@ -32,12 +32,14 @@ from onnxslim.rewrite.channels.emit import store
 # Stretches that are refitted together at first: an attention and the network behind it.
 _TOGETHER = 2
 # Steps of one refit, and the rate they begin with, relative to the size of its weights.
-_STEPS = 500
+_STEPS = 300
 _RATE = 0.035
 _LAST_STEPS = 700
 _LAST_RATE = 0.02
 # Steps of a trial: enough to tell which heads are worth more.
 _TRIAL_STEPS = 60
+# Feeds of a trial are as many as hold so many samples.
+_TRIAL_SAMPLES = 1024
 _DECAYS = (0.9, 0.999)
 # Samples of one step, where the feeds can be taken apart.
 _BATCH = 64
@@ -110,7 +112,10 @@ def trial(teacher: Teacher, cut: Cut) -> float | None:
     stretch = first_stretch(teacher.model, model, cut, _TOGETHER)
     if stretch is None or Tape.of(model, stretch) is None:
         return None
-    return _Refit(teacher, model, stretch).run(_TRIAL_STEPS, _RATE)
+    few = first_samples(teacher.feeds, _TRIAL_SAMPLES)
+    return _Refit(Teacher(teacher.model, few, teacher.seed), model, stretch).run(
+        _TRIAL_STEPS, _RATE
+    )
 
 
 Batch = tuple[dict[str, Array], dict[str, Array]]

@@ -126,6 +126,17 @@ def with_noise(feeds: Feeds, seed: int) -> list[Mapping[str, Any]]:
     return result
 
 
+def first_samples(feeds: Feeds, samples: int) -> list[Mapping[str, Any]]:
+    """The first feeds that hold so many samples together, or all of them."""
+    found: list[Mapping[str, Any]] = []
+    for feed in feeds:
+        if samples <= 0:
+            break
+        found.append(feed)
+        samples -= samples_of(feed)
+    return found
+
+
 def samples_of(feed: Mapping[str, Any]) -> int:
     """The first dimension of the first array that has one."""
     shapes = [np.shape(content) for content in feed.values()]

@@ -22,6 +22,7 @@ from onnxslim.calibration.streams import FeedStream, describe_inputs, open_feeds
 from onnxslim.errors import DataError
 from onnxslim.quantization.custom_metric import find_metric
 from onnxslim.quantization.metric import JudgeData
+from onnxslim.quantization.replay import read_recipe
 from onnxslim.quantization.request import Quantization
 from onnxslim.runtime.specs import Array, Feed, InputSpec, input_specs
 from onnxslim.validation.accuracy import read_labelled
@@ -43,6 +44,7 @@ class QuantData:
         judging: what results are judged by; None for made-up data.
         specs: the inputs of the model.
         notes: what was left out or assumed, one line each.
+        held_out: some of the calibration samples judge, and are not in ``stream``.
         known: hashes of the samples that ranges were measured on, filled while they are read.
     """
 
@@ -50,6 +52,7 @@ class QuantData:
     judging: JudgeData | None
     specs: list[InputSpec]
     notes: list[str] = field(default_factory=list)
+    held_out: bool = False
     known: dict[bytes, None] = field(default_factory=dict)
 
     def hashed(self) -> FeedStream:
@@ -107,14 +110,19 @@ def read_data(model: ir.Model, request: Quantization) -> QuantData:
         )
     stream = _opened(request, specs)
     data = QuantData(stream, None, specs, list(stream.notes))
+    holds_out = request.labels is None
+    if request.recipe is not None:
+        holds_out = read_recipe(request.recipe).held_out
+    if holds_out:
+        _hold_out(data, request.skip_bad)
     metric = find_metric(request.metric)
     if request.labels is not None:
         labelled = read_labelled(model, request.labels, batch_size=_BATCH)
         data.judging = JudgeData(labelled.feeds, labelled.targets, labelled.source, metric)
-        return data
-    _hold_out(data, request.skip_bad)
-    assert data.judging is not None
-    data.judging = replace(data.judging, metric=metric)
+    elif data.judging is not None:
+        data.judging = replace(data.judging, metric=metric)
+    else:
+        _judge_on_all(data, request.skip_bad)
     return data
 
 
@@ -135,20 +143,26 @@ def _hold_out(data: QuantData, skip_bad: bool) -> None:
     stream = data.stream
     judged = _within_memory(_taken(stream, _is_held_out), data.specs, skip_bad=skip_bad)
     if not judged:
-        data.notes.append(
-            "too few calibration samples to hold some out: the result was judged on samples that "
-            "ranges were measured on"
+        _judge_on_all(data, skip_bad)
+        return
+    data.stream = _taken(stream, lambda number: not _is_held_out(number))
+    data.held_out = True
+    data.judging = JudgeData(judged, None, f"held-out samples of {stream.source}")
+
+
+def _judge_on_all(data: QuantData, skip_bad: bool) -> None:
+    """Judges on what ranges were measured on, and says so."""
+    judged = _within_memory(data.stream, data.specs, skip_bad=skip_bad)
+    if not judged:
+        raise DataError(
+            f"{data.stream.source}: there are no calibration samples; static int8 needs some to "
+            "find ranges"
         )
-        judged = _within_memory(stream, data.specs, skip_bad=skip_bad)
-        if not judged:
-            raise DataError(
-                f"{stream.source}: there are no calibration samples; static int8 needs some to "
-                "find ranges"
-            )
-    else:
-        data.stream = _taken(stream, lambda number: not _is_held_out(number))
-    source = f"held-out samples of {stream.source}"
-    data.judging = JudgeData(judged, None, source)
+    data.notes.append(
+        "no calibration samples were held out: the result was judged on samples that ranges were "
+        "measured on"
+    )
+    data.judging = JudgeData(judged, None, f"samples of {data.stream.source}")
 
 
 def _is_held_out(number: int) -> bool:

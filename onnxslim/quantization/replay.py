@@ -39,6 +39,7 @@ class Recipe:
         equalized: steps of equalization that were kept.
         corrected: biases were corrected.
         requantized: the model was taken back to float first.
+        held_out: some of the calibration samples judged, and ranges are of the others.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Recipe:
     equalized: tuple[str, ...] = ()
     corrected: bool = False
     requantized: bool = False
+    held_out: bool = False
 
     def plan(self) -> QuantPlan:
         """The plan that was taken.

@@ -325,6 +325,7 @@ class _Run:
             equalized=search.equalized if is_equal else (),
             corrected=candidate is not None and candidate.corrected,
             requantized=self._request.requantize,
+            held_out=self._data.held_out,
         )
 
     def _warn(self, result: Outcome, score: Score | None, search: Search) -> None:

@@ -161,12 +161,13 @@ class Search:
         return f"{score.drop:.2f} {unit} lost, {score.closeness:.1f} dB"
 
     def _is_better(self, one: Candidate, other: Candidate) -> bool:
-        """Smaller drops first; among such that keep the target alike, the closer one."""
+        """Smaller drops first; among equal ones, and such well within the target, the closer."""
         if one.score is None or other.score is None:
             return False
         if self.meets(one.score) != self.meets(other.score):
             return self.meets(one.score)
-        if abs(one.score.drop - other.score.drop) > _SLACK:
+        both_fit = self._fits_well(one.score) and self._fits_well(other.score)
+        if not both_fit and abs(one.score.drop - other.score.drop) > _SLACK:
             return one.score.drop < other.score.drop
         return one.score.closeness > other.score.closeness
 
@@ -192,8 +193,11 @@ class Search:
         score = self.best.score if self.best is not None else None
         if score is None or not self.meets(score):
             return False
-        is_near = score.drop > max(self.limits.drop, 0.0) * _COMFORT + _SLACK
-        return not is_near and score.closeness >= _COMFORT_DB
+        return self._fits_well(score) and score.closeness >= _COMFORT_DB
+
+    def _fits_well(self, score: Score) -> bool:
+        """Far enough within the target that a few samples do not matter."""
+        return score.drop <= max(self.limits.drop, 0.0) * _COMFORT + _SLACK
 
     def _equalized(self, start: Candidate) -> None:
         if self.left < 1:

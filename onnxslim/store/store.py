@@ -159,8 +159,9 @@ class Store:
             PackError: an object is damaged, or a data file would replace another file.
             ModelSaveError: the target cannot be written.
         """
+        name, version = split_reference(reference)
         with self._folder.used():
-            record = self._find(reference)
+            record = self._find(name, version)
             label = f"{record.reference} of store '{self._folder.shown}'"
             stream = PackStream(record, self._folder.objects, label)
             if isinstance(target, (str, os.PathLike)):
@@ -169,8 +170,7 @@ class Store:
                     return [_write_packed(stream, path)]
             return unpack(cast(BinaryIO, stream), target, threads=threads, progress=progress)
 
-    def _find(self, reference: str) -> Record:
-        name, version = split_reference(reference)
+    def _find(self, name: str, version: str | None) -> Record:
         versions = self._folder.versions(name)
         if not versions:
             known = sorted({other for other, _ in self._folder.references()})
@@ -205,8 +205,8 @@ class Store:
             StoreError: no such model.
             UsageError: the name has several versions.
         """
+        name, version = split_reference(reference)
         with self._folder.used(), self._folder.naming():
-            name, version = split_reference(reference)
             versions = self._folder.versions(name)
             if version is None and len(versions) > 1:
                 raise UsageError(

@@ -28,7 +28,8 @@ Holds only if:
 3. a mask has the type of q, two or four dimensions, and provably one number for every pair of query
    and key: onnxruntime does not broadcast these two; what is before them is 1, or batch and heads;
 4. Softmax runs over the last axis;
-5. no step has another reader or is a graph output.
+5. no step has another reader or is a graph output;
+6. nothing in the model is quantized: there a last bit may become a step of the grid.
 
 Exactness: rounding. (A row of a mask that is minus infinity everywhere has no defined answer.)
 
@@ -57,7 +58,7 @@ from onnxslim.rewrite.attention_heads import (
     split_heads,
     unscaled,
 )
-from onnxslim.rewrite.patterns import is_closed, maker, pairs, replace_group
+from onnxslim.rewrite.patterns import is_closed, maker, pairs, replace_group, rounding_matters
 
 OPSET = 23
 _TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
@@ -98,12 +99,13 @@ class FuseAttention(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
+        general = rounding_matters(model, context)
         for node in context.nodes_of(model, "Softmax"):
             core = _match(node)
             if core is None or (opset_of(node, model) or 0) < OPSET:  # (1)
                 continue
             site = core.root.outputs[0].name or ""
-            reason = _reason(core)
+            reason = general or _reason(core)
             form = _best_form(core) if reason is None else None
             if form is None:
                 context.refuse(self, site, reason or "kept because a step of it is read elsewhere")
@@ -134,9 +136,7 @@ def _match(softmax: ir.Node) -> _Core | None:
     return None
 
 
-def _sums(
-    value: ir.Value, home: object
-) -> list[tuple[ir.Value, ir.Value | None, list[ir.Node]]]:
+def _sums(value: ir.Value, home: object) -> list[tuple[ir.Value, ir.Value | None, list[ir.Node]]]:
     """The ways to read a value as scores plus a mask."""
     total = maker(value, home, "Add")
     if total is None:

@@ -35,7 +35,8 @@ Holds only if:
 1. the opset is 20 or later;
 2. every constant is one number, which agrees with the definition to the digits of its element type;
 3. x is float, float16 or double;
-4. no step has another reader or is a graph output, except that x may be read anywhere.
+4. no step has another reader or is a graph output, except that x may be read anywhere;
+5. nothing in the model is quantized: there a last bit may become a step of the grid.
 
 Exactness: rounding.
 
@@ -52,7 +53,14 @@ import onnx_ir as ir
 
 from onnxslim.ir.schema import opset_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
-from onnxslim.rewrite.patterns import close, is_closed, maker, replace_group, with_number
+from onnxslim.rewrite.patterns import (
+    close,
+    is_closed,
+    maker,
+    replace_group,
+    rounding_matters,
+    with_number,
+)
 from onnxslim.rewrite.polynomials import factors, polynomial
 
 OPSET = 20
@@ -81,13 +89,17 @@ class FuseGelu(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
+        general = rounding_matters(model, context)
         for node in context.nodes_of(model, "Erf", "Tanh"):
             match = _match(node)
             if match is None or (opset_of(node, model) or 0) < OPSET:  # (1)
                 continue
             site = match.root.outputs[0].name or ""
+            reason = general
             if not is_closed(match.nodes, match.root):  # (4)
-                context.refuse(self, site, "kept because a step of it is read elsewhere")
+                reason = "kept because a step of it is read elsewhere"
+            if reason is not None:
+                context.refuse(self, site, reason)
             elif context.allow(self, site, match.approximate):
                 _rewrite(match)
                 changes += 1

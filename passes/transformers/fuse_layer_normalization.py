@@ -22,12 +22,13 @@ the operator computes its mean and deviation in float by itself (stash_type 1).
 Holds only if:
 
 1. the opset is 17 or later;
-2. both reductions keep their dimensions and run over the same last axes; scale and bias have exactly
-   the sizes of these axes, and these are known;
+2. both reductions keep their dimensions and run over the same last axes; scale and bias have
+   exactly the sizes of these axes, and these are known;
 3. x is float or float16, and scale and bias are of the same type: statistics of double would lose
    digits in the operator;
 4. epsilon is one number, and it is not negative;
-5. no step has another reader or is a graph output.
+5. no step has another reader or is a graph output;
+6. nothing in the model is quantized: there a last bit may become a step of the grid.
 
 Exactness: rounding; float16 without Casts is computed more precisely than before.
 
@@ -44,7 +45,14 @@ import onnx_ir as ir
 from onnxslim.ir.schema import opset_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.normalizations import FLOATS, Norm, find_norm, fits
-from onnxslim.rewrite.patterns import is_closed, maker, pairs, reduced_axes, replace_group
+from onnxslim.rewrite.patterns import (
+    is_closed,
+    maker,
+    pairs,
+    reduced_axes,
+    replace_group,
+    rounding_matters,
+)
 
 OPSET = 17
 
@@ -69,12 +77,13 @@ class FuseLayerNormalization(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
+        general = rounding_matters(model, context)
         for node in context.nodes_of(model, "Mul"):
             match = _match(node)
             if match is None or (opset_of(node, model) or 0) < OPSET:  # (1)
                 continue
             site = match.root.outputs[0].name or ""
-            reason = _reason(match)
+            reason = general or _reason(match)
             if reason is not None:
                 context.refuse(self, site, reason)
             elif context.allow(self, site):

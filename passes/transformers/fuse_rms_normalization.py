@@ -20,11 +20,12 @@ its other readers.
 Holds only if:
 
 1. the opset is 23 or later;
-2. the reduction keeps its dimensions and runs over the last axes; the scale has exactly the sizes of
-   these axes, and these are known;
+2. the reduction keeps its dimensions and runs over the last axes; the scale has exactly the sizes
+   of these axes, and these are known;
 3. x is float or float16, and the scale is of the same type;
 4. epsilon is one number, and it is not negative;
-5. no step has another reader or is a graph output.
+5. no step has another reader or is a graph output;
+6. nothing in the model is quantized: there a last bit may become a step of the grid.
 
 Exactness: rounding; float16 without Casts is computed more precisely than before.
 
@@ -42,7 +43,7 @@ from onnxslim.ir.edit import remove
 from onnxslim.ir.schema import opset_of
 from onnxslim.pipeline import Context, Exactness, Pass, PassResult
 from onnxslim.rewrite.normalizations import FLOATS, Norm, find_norm, fits
-from onnxslim.rewrite.patterns import is_closed, maker, pairs, replace_group
+from onnxslim.rewrite.patterns import is_closed, maker, pairs, replace_group, rounding_matters
 
 OPSET = 23
 
@@ -66,12 +67,13 @@ class FuseRmsNormalization(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         changes = 0
+        general = rounding_matters(model, context)
         for node in context.nodes_of(model, "Mul"):
             match = _match(node)
             if match is None or (opset_of(node, model) or 0) < OPSET:  # (1)
                 continue
             site = node.outputs[0].name or ""
-            reason = _reason(match)
+            reason = general or _reason(match)
             if reason is not None:
                 context.refuse(self, site, reason)
             elif context.allow(self, site):
@@ -125,6 +127,6 @@ def _rewrite(match: _Match) -> None:
     )
     widened = match.norm.value.producer() if match.norm.value is not match.value else None
     replace_group(match.nodes, match.root, new)
-    if widened is not None and not widened.outputs[0].uses():
-        if not widened.outputs[0].is_graph_output():
-            remove(widened)
+    if widened is None or widened.outputs[0].uses() or widened.outputs[0].is_graph_output():
+        return
+    remove(widened)

@@ -226,7 +226,7 @@ def test_bad_calls_are_one_line(case: str, folder: Path) -> None:
         (("--prune", "much"), "want 0.5 (channels)"),
         (("--prune", "2.5"), "between 0 and 1"),
         (("--prune", "l1=7"), "between 0 and 1"),
-        (("--max-drop", "1"), "--max-drop is the limit of --prune and --compress"),
+        (("--max-drop", "1"), "--max-drop is the limit of --quantize, --prune and --compress"),
         (("--calibration", "data.npz"), "--quantize, --prune and --compress"),
     ],
 )

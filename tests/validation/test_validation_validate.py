@@ -257,7 +257,7 @@ def test_a_fault_that_shows_only_under_the_runtimes_optimizations(monkeypatch):
     real = module.open_session
     one, other, swapped = scale(2.0), scale(2.0), scale(3.0)
 
-    def open_session(model, *, optimize, threads=0):
+    def open_session(model, *, optimize, threads=0, spin=True):
         # stands for an optimizer that mistreats the result
         return real(swapped if model is other and optimize else model, optimize=optimize)
 
@@ -274,7 +274,7 @@ def test_the_runtimes_own_rounding_is_no_fault(monkeypatch):
     real = module.open_session
     one, other, moved = scale(2.0), scale(2.0), scale(2.0005)
 
-    def open_session(model, *, optimize, threads=0):
+    def open_session(model, *, optimize, threads=0, spin=True):
         return real(moved if model is other and optimize else model, optimize=optimize)
 
     monkeypatch.setattr(module, "open_session", open_session)
