@@ -137,6 +137,8 @@ def optimize(
     report.warnings.extend(notes if listed is None else [*notes, listed.note()])
     check = Check(validate, _read_feeds(original, feeds), rtol, atol, seed)
     data = _pruning_data(original, pruning)
+    if quantization is not None:
+        _keep_source(source, target)
     quant_data = _quantization_data(original, quantization)
     start = None if opset is None else _converted(original, opset)
     run_of = ValidatedRun(original, pipeline, check, verify_each, fold_growth, progress, start)
@@ -647,6 +649,13 @@ def _record_again(report: Report, run: Run) -> None:
     known = {(entry.pass_name, entry.site) for entry in report.refusals}
     report.refusals.extend(entry for key, entry in run.context.refusals.items() if key not in known)
     report.warnings.extend([*run.notes, *run.context.warnings])
+
+
+def _keep_source(source: Any, target: Any) -> None:
+    """Refuses to write int8 over the float model that it is made of."""
+    paths = [one for one in (source, target) if isinstance(one, str | os.PathLike) and one != "-"]
+    if len(paths) == 2 and len({os.path.realpath(one) for one in paths}) == 1:
+        raise UsageError(f"{target} is also the input: int8 would replace it; give another name")
 
 
 def _quantization_data(model: ir.Model, quantization: Quantization | None) -> QuantData | None:

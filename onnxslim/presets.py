@@ -48,6 +48,7 @@ _FUSE = (
     "fuse-layer-normalization",
     "fuse-rms-normalization",
     "fuse-gelu",
+    "fuse-hard-swish",
     "fuse-conv-batchnorm",
     "fuse-conv-affine",
     "fuse-batchnorm-affine",

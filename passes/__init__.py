@@ -48,6 +48,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "fuse-conv-affine": ("simplify.fuse_conv_affine", "FuseConvAffine"),
     "fuse-conv-batchnorm": ("simplify.fuse_conv_batchnorm", "FuseConvBatchnorm"),
     "fuse-gelu": ("transformers.fuse_gelu", "FuseGelu"),
+    "fuse-hard-swish": ("transformers.fuse_hard_swish", "FuseHardSwish"),
     "fuse-layer-normalization": (
         "transformers.fuse_layer_normalization",
         "FuseLayerNormalization",

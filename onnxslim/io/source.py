@@ -22,6 +22,8 @@ from onnxslim.errors import ModelLoadError
 
 Array = npt.NDArray[Any]
 
+_ONE_READ = 1 << 30  # bytes that every system reads at once
+
 
 class Source(Protocol):
     """Something that holds ``size`` bytes and gives any range of them."""
@@ -111,6 +113,10 @@ class FileSource:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes."""
+        if length <= _ONE_READ:
+            data = os.pread(self.fd, length, offset)
+            if len(data) == length:
+                return data
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)

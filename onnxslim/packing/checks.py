@@ -44,14 +44,18 @@ def frame_name(label: str, kind: int, number: int, start: int) -> str:
 
 
 def decode_frame(
-    header: FrameHeader, payload: bytes | memoryview, where: str, base: Bytes | None = None
+    header: FrameHeader,
+    payload: bytes | memoryview,
+    where: str,
+    base: Bytes | None = None,
+    target: Bytes | None = None,
 ) -> Bytes:
-    """Decode a payload and compare its checksum; ``base`` as for ``decode``.
+    """Decode a payload and compare its checksum; ``base`` and ``target`` as for ``decode``.
 
     Raises:
         PackError: damaged.
     """
-    data = decode(header.codec, payload, header.raw_length, where, base)
+    data = decode(header.codec, payload, header.raw_length, where, base, target)
     if zlib.crc32(data.data) != header.crc:
         raise PackError(f"{where}: checksum mismatch; the file is damaged, get it again")
     return data

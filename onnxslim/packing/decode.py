@@ -52,7 +52,12 @@ Decoder = Callable[[memoryview, int, str], Bytes]
 
 
 def decode(
-    codec: int, payload: bytes | memoryview, length: int, where: str, base: Bytes | None = None
+    codec: int,
+    payload: bytes | memoryview,
+    length: int,
+    where: str,
+    base: Bytes | None = None,
+    target: Bytes | None = None,
 ) -> Bytes:
     """Decode a payload to ``length`` bytes.
 
@@ -62,6 +67,7 @@ def decode(
         length: Bytes of the result; the caller has checked that so many may be allocated.
         where: Names file, tensor and chunk in messages.
         base: The ``length`` bytes of the base version that stand in the same place, if any.
+        target: Memory of ``length`` bytes that may be used for the result, or may not.
 
     Raises:
         PackError: a codec that is unknown or needs a package or a base that is missing, or a
@@ -73,6 +79,8 @@ def decode(
         raise _damaged(where, codec)
     if codec in DELTAS:
         data = _delta(codec, memoryview(payload), length, where, base)
+    elif codec == PLANES:
+        data = _planes(memoryview(payload), length, where, target)
     else:
         data = _DECODERS[codec](memoryview(payload), length, where)
     if data.nbytes != length:
@@ -155,7 +163,7 @@ def _inner(
     return decode(codec, payload[start : start + size], length, where), start + size
 
 
-def _planes(payload: memoryview, length: int, where: str) -> Bytes:
+def _planes(payload: memoryview, length: int, where: str, target: Bytes | None = None) -> Bytes:
     if len(payload) < 2 or payload[0] not in WIDTHS or payload[1] > 1 or length % payload[0]:
         raise _damaged(where, PLANES)
     width, turned = payload[0], payload[1]
@@ -170,7 +178,7 @@ def _planes(payload: memoryview, length: int, where: str) -> Bytes:
         plane += count
     if position != len(payload):
         raise _damaged(where, PLANES)
-    words = join(groups, width, length)
+    words = join(groups, width, length, target)
     if turned:
         rotate_back(words)
     return words.view(np.uint8)

@@ -90,8 +90,7 @@ class Fetch:
 
     def _decoding(self, number: int, start: int, length: int) -> Callable[[], int]:
         def task() -> int:
-            part = self._reader.chunk(number, start, length)
-            self._out[number][start : start + length] = part
+            self._reader.chunk_into(number, start, self._out[number][start : start + length])
             return length
 
         return task

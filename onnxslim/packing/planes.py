@@ -17,6 +17,9 @@ Words = npt.NDArray[Any]
 WIDTHS = (2, 4, 8)
 
 
+_PIECE = 1 << 13  # elements: small enough for the nearest cache, and for memory at hand
+
+
 def rotated(data: Bytes, width: int) -> Bytes:
     """Return elements of ``width`` bytes (little endian), each rotated left by one bit."""
     words: Words = data.view(f"<u{width}")
@@ -28,9 +31,12 @@ def rotated(data: Bytes, width: int) -> Bytes:
 
 def rotate_back(words: Words) -> None:
     """Rotate elements right by one bit, in place."""
-    top = words << np.array(8 * words.itemsize - 1, words.dtype)
-    np.right_shift(words, np.array(1, words.dtype), out=words)
-    np.bitwise_or(words, top, out=words)
+    one, rest = np.array(1, words.dtype), np.array(8 * words.itemsize - 1, words.dtype)
+    for start in range(0, words.size, _PIECE):
+        part = words[start : start + _PIECE]
+        top = part << rest
+        np.right_shift(part, one, out=part)
+        np.bitwise_or(part, top, out=part)
 
 
 def split(data: Bytes, width: int, first: int, count: int) -> Bytes:
@@ -46,18 +52,22 @@ def split(data: Bytes, width: int, first: int, count: int) -> Bytes:
     return np.ascontiguousarray(part).view(np.uint8)
 
 
-def join(groups: list[tuple[int, int, Bytes]], width: int, length: int) -> Words:
+def join(
+    groups: list[tuple[int, int, Bytes]], width: int, length: int, target: Bytes | None = None
+) -> Words:
     """Put planes together.
 
     Args:
         groups: (first plane, 1 or 2 planes, their bytes), covering every plane once.
         width: Bytes of an element.
         length: Bytes of the result.
+        target: Where to put them, if not into new memory.
 
     Returns:
         The elements as little-endian unsigned integers.
     """
-    out: Words = np.empty(length // width, f"<u{width}")
+    memory = np.empty(length, np.uint8) if target is None else target
+    out: Words = memory.view(f"<u{width}")
     if width == 2 and len(groups) == 2:
         np.copyto(out, groups[1][2])
         np.left_shift(out, np.array(8, out.dtype), out=out)

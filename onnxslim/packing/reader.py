@@ -102,8 +102,10 @@ class PackedReader:
         except ModelLoadError as error:
             raise PackError(str(error)) from error
 
-    def _frame(self, kind: int, number: int, start: int, length: int) -> Bytes:
-        """Decode one chunk; the last one stays at hand."""
+    def _frame(
+        self, kind: int, number: int, start: int, length: int, target: Bytes | None = None
+    ) -> Bytes:
+        """Decode one chunk; the last one stays at hand, unless it may be in ``target``."""
         position = self.model.frame_at(kind, number, start)
         last = self._last  # read once: another thread may replace it
         if last is not None and last[0] == position:
@@ -120,8 +122,9 @@ class PackedReader:
         other = None
         if kind == TENSOR and (base := self.model.manifest.blobs[number].base) is not None:
             other = self._base_bytes(base, start, length)
-        chunk = decode_frame(header, memoryview(data)[HEADER_SIZE:], where, other)
-        self._last = position, chunk
+        chunk = decode_frame(header, memoryview(data)[HEADER_SIZE:], where, other, target)
+        if target is None:
+            self._last = position, chunk
         return chunk
 
     def _base_bytes(self, number: int, start: int, length: int) -> Bytes:
@@ -161,6 +164,12 @@ class PackedReader:
     def chunk(self, number: int, start: int, length: int) -> Bytes:
         """Return the chunk of a tensor that starts at byte ``start`` and has ``length`` bytes."""
         return self._frame(TENSOR, number, start, length)
+
+    def chunk_into(self, number: int, start: int, target: Bytes) -> None:
+        """Decode the chunk of a tensor that starts at byte ``start`` and fills ``target``."""
+        chunk = self._frame(TENSOR, number, start, target.size, target)
+        if not np.may_share_memory(chunk, target):
+            target[:] = chunk
 
     def check_hash(self, number: int, data: bytearray | memoryview) -> None:
         """Compare all bytes of a tensor with its hash.

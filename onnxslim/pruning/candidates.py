@@ -194,7 +194,10 @@ class Candidates:
         kept = self._teacher, self._tutor
         self._teacher, self._tutor = self._everything
         try:
-            repaired = self._repair(made, found.rung)
+            descended = found.rung == "descent" and can_descend(self.analysis.model, made)
+            # A descent goes on from where it came to, which the judge has seen already.
+            start = found.model if descended else None
+            repaired = self._descended(made, start) if descended else self._repair(made, found.rung)
         finally:
             self._teacher, self._tutor = kept
         refitted = self._judged(found.plan, repaired)
@@ -242,13 +245,16 @@ class Candidates:
             self._teacher, made, rung, lambda done, total: self._progress(stage, done, total)
         )
 
-    def _descended(self, made: Cut) -> Repaired:
-        """The last rung, from the cut itself: what least squares came to is harder to leave."""
+    def _descended(self, made: Cut, start: ir.Model | None = None) -> Repaired:
+        """The last rung, from the cut itself: what least squares came to is harder to leave.
+
+        Or from what a descent made of it.
+        """
         assert self._tutor is not None
         model = descend(
             self._tutor,
             made,
-            made.model,
+            start,
             lambda done, total: self._progress("repairing (descent)", done, total),
         )
         return Repaired(model, "descent")

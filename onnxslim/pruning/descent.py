@@ -34,7 +34,7 @@ _TOGETHER = 2
 # Steps of one refit, and the rate they begin with, relative to the size of its weights.
 _STEPS = 300
 _RATE = 0.035
-_LAST_STEPS = 700
+_LAST_STEPS = 1400
 _LAST_RATE = 0.02
 # Steps of a trial: enough to tell which heads are worth more.
 _TRIAL_STEPS = 60
@@ -63,19 +63,22 @@ def can_descend(original: ir.Model, cut: Cut) -> bool:
     return looks and all(Tape.of(cut.model, one) is not None for one in stretches)
 
 
-def descend(teacher: Teacher, cut: Cut, start: ir.Model, step: Step | None = None) -> ir.Model:
+def descend(
+    teacher: Teacher, cut: Cut, start: ir.Model | None = None, step: Step | None = None
+) -> ir.Model:
     """A copy of a cut model whose stretches are closer to the original.
 
     Args:
         teacher: the original and the calibration feeds.
         cut: what was cut.
-        start: the cut model, or a repaired one; not changed.
+        start: a repaired model, whose stretches are only adapted to each other where there are
+            several; None for the cut one. Not changed.
         step: called with (refits done, refits in all).
 
     Raises:
         RuntimeRefusedError: one of the models does not run on the feeds.
     """
-    model = load(start)
+    model = load(cut.model if start is None else start)
     shapes.infer(model)
     stretches = stretches_of(teacher.model, model, cut)
     groups = [
@@ -87,6 +90,8 @@ def descend(teacher: Teacher, cut: Cut, start: ir.Model, step: Step | None = Non
     if groups:
         goals = [goal for group in groups for goal in group.goals]
         jobs.append((joined(groups, goals), _LAST_STEPS, _LAST_RATE))
+    if start is not None:
+        jobs = jobs[-1:]
     for number, (stretch, steps, rate) in enumerate(jobs):
         _Refit(teacher, model, stretch).run(steps, rate)
         if step is not None:

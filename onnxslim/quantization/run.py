@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -27,6 +28,7 @@ from onnxslim.quantization.metric import Judge, Score
 from onnxslim.quantization.outcome import Outcome
 from onnxslim.quantization.prepare import is_quantized
 from onnxslim.quantization.presets import unverifiable
+from onnxslim.quantization.ranking import regions
 from onnxslim.quantization.replay import Recipe, read_recipe, recipe_of
 from onnxslim.quantization.request import Quantization
 from onnxslim.quantization.search import Candidate, Limits, Search
@@ -38,6 +40,7 @@ from onnxslim.validated_run import Progress, no_progress
 
 _GAP_FEEDS = 4
 _BATCHES = (1, 32)
+_RANKING_SECONDS = 20.0
 
 
 def run_quantization(
@@ -104,6 +107,7 @@ class _Run:
             candidate = search.run(self._prepared, calibration, plan)
             check_result(candidate.model, self._sample[0])
             decision = self._gate(search).decide(candidate)
+            self._complete_ranking(candidate, search)
         return self._outcome(decision, search, judge)
 
     def _float_model(self) -> ir.Model:
@@ -169,6 +173,19 @@ class _Run:
                 "give more calibration data, or --labels"
             )
         return max(limit, judge.resolution)
+
+    def _complete_ranking(self, candidate: Candidate, search: Search) -> None:
+        """Ranks for the report where the search had no need to, if that takes no more than 20 s."""
+        if search.ranking or search.judge is None or search.interrupted or candidate.plan.dynamic:
+            return
+        started = time.perf_counter()
+        model, _ = quantize_once(candidate.prepared, candidate.calibration, candidate.plan)
+        session = open_session(model, optimize=True)
+        for feed in self._sample[:_GAP_FEEDS]:
+            session.run(feed)
+        each = time.perf_counter() - started
+        if each * len(regions(candidate.prepared, candidate.plan)) <= _RANKING_SECONDS:
+            search.rank(candidate)
 
     def _gate(self, search: Search) -> Gate:
         return Gate(

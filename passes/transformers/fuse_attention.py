@@ -237,7 +237,7 @@ def _rewrite(form: _Form, mask: ir.Value | None, context: Context) -> None:
     if form.turned and graph is not None:
         turn = ir.Node("", "Transpose", [inputs[1]], [ir.AttrInt64s("perm", TO_HEADS)])
         turn.outputs[0].name = context.fresh_name(f"{inputs[1].name}_heads")
-        turn.outputs[0].dtype = inputs[1].dtype
+        turn.outputs[0].type = inputs[1].type
         graph.insert_before(form.root, turn)
         inputs[1] = turn.outputs[0]
     if mask is not None:

@@ -1,4 +1,4 @@
-"""`onnxslim quantize` without flags beside `quantize_static` with its defaults, on trained networks.
+"""`onnxslim quantize` without flags beside `quantize_static` with its defaults.
 
 Per network: accuracy on held-out labels (top-1, or PSNR of the net that removes noise), file size,
 and latency at one thread, measured here and not by the product, at a batch size.

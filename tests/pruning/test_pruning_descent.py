@@ -14,7 +14,7 @@ from onnxslim.ir import shapes
 from onnxslim.pruning import descent
 from onnxslim.pruning.cut import Cut, cut
 from onnxslim.pruning.data import read_data
-from onnxslim.pruning.descent import can_descend, descend
+from onnxslim.pruning.descent import can_descend, descend, trial
 from onnxslim.pruning.groups import Analysis, analyse, choose
 from onnxslim.pruning.repair import repair
 from onnxslim.pruning.sampling import Teacher, run_tapped
@@ -110,20 +110,47 @@ def test_gradients_are_slopes_of_the_whole_stretch() -> None:
 def test_a_descent_is_closer_than_least_squares_and_repeats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(descent, "_STEPS", 15)
-    monkeypatch.setattr(descent, "_LAST_STEPS", 15)
+    monkeypatch.setattr(descent, "_STEPS", 20)
+    monkeypatch.setattr(descent, "_LAST_STEPS", 30)
     monkeypatch.setattr(descent, "_BATCH", 32)
     model, analysis = digits_transformer()
     made, feeds = halved(model, analysis), images(256)
     teacher = Teacher(model, feeds[:12], 0)
     first = repair(teacher, made, "residual")
-    before = io.to_proto(first.model).SerializeToString()
-    results = [descend(teacher, made, first.model) for _ in range(2)]
-    assert io.to_proto(first.model).SerializeToString() == before
+    before = io.to_proto(made.model).SerializeToString()
+    results = [descend(teacher, made) for _ in range(2)]
+    assert io.to_proto(made.model).SerializeToString() == before
     one, two = (io.to_proto(result).SerializeToString() for result in results)
     assert one == two
     held_out = feeds[12:]
     assert error(model, results[0], held_out) < 0.9 * error(model, first.model, held_out)
+
+
+def test_a_descent_goes_on_from_where_it_came_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "_STEPS", 15)
+    monkeypatch.setattr(descent, "_LAST_STEPS", 15)
+    model, analysis = digits_transformer()
+    made, feeds = halved(model, analysis), images(256)
+    teacher = Teacher(model, feeds, 0)
+    first = descend(teacher, made)
+    before = io.to_proto(first).SerializeToString()
+    seen: list[tuple[int, int]] = []
+    second = descend(teacher, made, first, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 1)]
+    assert io.to_proto(first).SerializeToString() == before
+    assert error(model, second, feeds) < error(model, first, feeds)
+
+
+def test_a_trial_tells_a_large_cut_from_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "_TRIAL_STEPS", 5)
+    monkeypatch.setattr(descent, "_TRIAL_SAMPLES", 64)
+    model, analysis = digits_transformer()
+    teacher = Teacher(model, images(256), 0)
+    heads = next(group for group in analysis.groups if group.kind == "heads")
+    errors = [trial(teacher, cut(model, np.concatenate(heads.units[:count]))) for count in (1, 3)]
+    assert errors[0] is not None
+    assert errors[1] is not None
+    assert 0 < errors[0] < errors[1]
 
 
 def test_nothing_to_descend_along_without_a_softmax_or_a_cut() -> None:

@@ -15,7 +15,13 @@ from quantize_models import build, conv_net, images, info, weight
 from unbalanced_models import MODELS, depthwise, transformer
 
 import onnxslim
-from onnxslim.errors import DataError, DemandMissedError, InvalidModelError, UsageError
+from onnxslim.errors import (
+    DataError,
+    DemandMissedError,
+    InvalidModelError,
+    OnnxSlimError,
+    UsageError,
+)
 from onnxslim.quantization import latency, search
 from onnxslim.quantization.latency import Latency, Pair
 
@@ -67,6 +73,7 @@ def test_unbalanced_depthwise_network_is_fully_int8_within_a_point(preset: str, 
     assert found["fake_real_gap"]["gap_db"] <= 0.5
 
 
+@pytest.mark.slow
 def test_outliers_of_a_transformer_are_smoothed_and_named(fast) -> None:
     result = onnxslim.quantize(transformer(100.0), calibration=CALIBRATION, labels=LABELS)
     found = figures(result)
@@ -111,6 +118,7 @@ def test_force_writes_slow_int8(slow) -> None:
     assert any("--force" in reason for reason in found["reasons"])
 
 
+@pytest.mark.slow
 def test_dynamic_form_is_taken_where_it_is_the_fastest(monkeypatch) -> None:
     def compare(before, after, feeds, *, threads):
         dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in after.graph)
@@ -125,17 +133,21 @@ def test_dynamic_form_is_taken_where_it_is_the_fastest(monkeypatch) -> None:
     assert found["after"]["drop"] <= 1.0
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_an_unattainable_target(strict: bool, fast, tmp_path: Path) -> None:
+def test_an_unattainable_target_is_an_error_where_that_is_asked_for(fast, tmp_path: Path) -> None:
+    target = tmp_path / "out.onnx"
+    options = {"max_drop": -30.0, "strict": True, "max_evaluations": 1}
+    with pytest.raises(DemandMissedError, match="--max-drop -30 cannot be kept"):
+        onnxslim.quantize(
+            MODELS / "digits_cnn.onnx", target, calibration=CALIBRATION, labels=LABELS, **options
+        )
+    assert not target.exists()
+
+
+@pytest.mark.slow
+def test_an_unattainable_target(fast, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
     options = {"calibration": CALIBRATION, "labels": LABELS, "max_drop": -30.0}
-    source = MODELS / "digits_depthwise.onnx"
-    if strict:
-        with pytest.raises(DemandMissedError, match="--max-drop -30 cannot be kept"):
-            onnxslim.quantize(source, target, strict=True, **options)
-        assert not target.exists()
-        return
-    result = onnxslim.quantize(source, target, **options)
+    result = onnxslim.quantize(MODELS / "digits_depthwise.onnx", target, **options)
     found = figures(result)
     assert found["status"] == "target-not-met"
     assert found["evaluations"] <= 24
@@ -343,3 +355,33 @@ def test_latency_of_a_model_beside_itself_is_even() -> None:
     for pair in pairs:
         assert 0.7 < pair.typical < 1.4
         assert pair.before.best <= pair.before.p50 <= pair.before.p90
+
+
+def test_weights_beside_the_model_are_read_and_never_written(fast, tmp_path: Path) -> None:
+    source, target = tmp_path / "in" / "m.onnx", tmp_path / "out" / "m.onnx"
+    for path in (source, target):
+        path.parent.mkdir()
+    onnxslim.save(onnxslim.load(MODELS / "digits_cnn.onnx"), source, external_data=True)
+    before = {path.name: path.read_bytes() for path in source.parent.iterdir()}
+    assert len(before) == 2
+    options = {"optimizing": {"external_data": True}, "force": True}
+    result = onnxslim.quantize(source, target, calibration=CALIBRATION, labels=LABELS, **options)
+    assert {path.name: path.read_bytes() for path in source.parent.iterdir()} == before
+    assert len(list(target.parent.iterdir())) == 2
+    assert sum(result.report.files.values()) < 0.4 * sum(map(len, before.values()))
+
+
+def test_the_output_may_not_be_a_folder_that_is_not_there(fast, tmp_path: Path) -> None:
+    with pytest.raises(OnnxSlimError, match="no_such"):
+        onnxslim.quantize(
+            MODELS / "digits_cnn.onnx", tmp_path / "no_such" / "o.onnx", calibration=CALIBRATION
+        )
+
+
+def test_the_float_model_is_not_replaced(fast, tmp_path: Path) -> None:
+    source = tmp_path / "m.onnx"
+    source.write_bytes((MODELS / "digits_cnn.onnx").read_bytes())
+    before = source.read_bytes()
+    with pytest.raises(UsageError, match="also the input"):
+        onnxslim.quantize(source, tmp_path / "." / "m.onnx", calibration=CALIBRATION)
+    assert source.read_bytes() == before
