@@ -4,7 +4,8 @@ Least squares can solve for the layers behind cut channels. What a head looks at
 its weights: queries and keys go through a softmax. So from the bare cut on, all weights of a
 stretch (see `stretches`) follow the gradient of the squared error at its goals, the values of the
 original being the targets. No labels and no loss of a task take part, and nothing outside of the
-stretch does. At last all stretches are adapted to each other in the same way.
+stretch does. At last all stretches are adapted to each other in the same way. Every weight moves,
+so a few samples would be learned by heart: `mixtures` makes more of them.
 
 The steps are those of Adam (Kingma and Ba, 2015), their rate falls to zero along half a cosine.
 onnxruntime computes the values, `derivatives` the gradients; everything is seeded.
