@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
 
 from onnxslim import io
-from onnxslim.errors import InvalidModelError, UsageError, VerificationError
-from onnxslim.ir import shapes
-from onnxslim.ir.cost import Snapshot, snapshot
+from onnxslim.errors import UsageError
+from onnxslim.ir.cost import Snapshot
 from onnxslim.ir.listed import take_listed
-from onnxslim.ir.order import verify_sorted
+from onnxslim.model_files import (
+    converted,
+    fix_input_shapes,
+    keep_source,
+    load_checked,
+    load_noting,
+    measure,
+    name_of,
+    read_feeds,
+    write,
+)
 from onnxslim.pipeline import Exactness
-from onnxslim.report.data import Report, Step, merged, summarize
-from onnxslim.validated_run import Check, Progress, Run, ValidatedRun, no_progress
+from onnxslim.report.data import Report, Step
+from onnxslim.steps import (
+    after_steps,
+    compress_step,
+    keep_what_pays,
+    prune_step,
+    pruning_data,
+    quantization_data,
+    quantize_step,
+    record,
+)
+from onnxslim.validated_run import Check, Progress, ValidatedRun, no_progress
 
 if TYPE_CHECKING:
     from onnxslim.compression import Compression
-    from onnxslim.pruning.data import PruningData
     from onnxslim.pruning.request import Pruning
-    from onnxslim.quantization.data import QuantData
     from onnxslim.quantization.request import Quantization
     from onnxslim.validation import ValidationResult
-
-PACKED_SUFFIX = ".onnxz"
-
-# Larger models are not packed just to know the size.
-_PACK_LIMIT = 1_000_000_000
 
 
 @dataclass
@@ -129,37 +139,37 @@ def optimize(
     if target is not None and not hasattr(target, "write"):
         io.check_target(target)
     progress("loading", 0, 1)
-    original, notes = _load_noting(source)
+    original, notes = load_noting(source)
     if input_shapes:
         fix_input_shapes(original, input_shapes)
     listed = take_listed(original, listed_initializers)
     report = Report(source=name_of(source), before=measure(original))
     report.warnings.extend(notes if listed is None else [*notes, listed.note()])
-    check = Check(validate, _read_feeds(original, feeds), rtol, atol, seed)
-    data = _pruning_data(original, pruning)
+    check = Check(validate, read_feeds(original, feeds), rtol, atol, seed)
+    data = pruning_data(original, pruning)
     if quantization is not None:
-        _keep_source(source, target)
-    quant_data = _quantization_data(original, quantization)
-    start = None if opset is None else _converted(original, opset)
+        keep_source(source, target)
+    quant_data = quantization_data(original, quantization)
+    start = None if opset is None else converted(original, opset)
     run_of = ValidatedRun(original, pipeline, check, verify_each, fold_growth, progress, start)
     run = run_of.run()
     if measure_latency:
-        run_of, run = _keep_what_pays(run_of, run)
-    _record(report, run)
+        run_of, run = keep_what_pays(run_of, run)
+    record(report, run)
     model = run.model
     steps = [step for step in (pruning, quantization, compression) if step is not None]
-    after = _after_steps(original, report, [step.labels for step in steps], target)
+    after = after_steps(original, report, [step.labels for step in steps], target)
     report.steps.append(Step("slim", measure(model)))
     after(model)
     if pruning is not None and data is not None:
         exact = run_of if pruning.removes else None
-        model = _prune_step(model, pruning, data, exact, report, progress)
+        model = prune_step(model, pruning, data, exact, report, progress)
         after(model)
     if quantization is not None and quant_data is not None:
-        model = _quantize_step(model, quantization, quant_data, report, progress)
+        model = quantize_step(model, quantization, quant_data, report, progress)
         after(model)
     if compression is not None:
-        model = _compress_step(model, compression, report, progress)
+        model = compress_step(model, compression, report, progress)
         after(model)
     if listed is not None:
         listed.restore(model)
@@ -344,7 +354,7 @@ def validate(
     first, second = load_checked(reference), load_checked(candidate)
     for model in (first, second):
         take_listed(model)
-    given = _read_feeds(first, feeds)
+    given = read_feeds(first, feeds)
     return compare(
         first, second, feeds=given, rtol=rtol, atol=atol, seed=seed, exactness=Exactness.ROUNDING
     )
@@ -437,281 +447,6 @@ def inspect(source: Any) -> Inspection:
     )
 
 
-def load_checked(source: Any) -> ir.Model:
-    """`io.load`, then `verify`; nodes out of order are put in order.
-
-    Raises:
-        InvalidModelError: the graph is not one that any runtime could run.
-    """
-    return _load_noting(source)[0]
-
-
-def _load_noting(source: Any) -> tuple[ir.Model, list[str]]:
-    """`load_checked`, and what had to be mended."""
-    model = _load_packed(source) if _is_packed(source) else io.load(source)
-    try:
-        moved = verify_sorted(model)
-    except VerificationError as error:
-        raise InvalidModelError(f"{name_of(source)}: invalid graph: {error}") from error
-    return model, ["the nodes were out of order and were sorted"] if moved else []
-
-
-def _load_packed(source: str | os.PathLike[str]) -> ir.Model:
-    """A packed model as a graph whose weights are decoded where they are read."""
-    from onnxslim.packing import open_packed
-
-    return open_packed(source).graph()
-
-
-def measure(model: ir.Model) -> Snapshot:
-    """The cost of the model; its declared shapes stay as they are."""
-    shapes.set_aside_declared(model)
-    shapes.infer(model)
-    taken = snapshot(model, 0)
-    shapes.restore_declared(model)
-    return Snapshot(**{**taken.to_dict(), "file_bytes": io.total_bytes(model)})
-
-
-def write(model: ir.Model, target: Any, *, external_data: bool = False) -> dict[str, int]:
-    """Writes the model as ``.onnx`` or, by the name of the target, packed.
-
-    Returns:
-        The files written, with their bytes.
-    """
-    if _is_packed_name(target):
-        return _write_packed(model, Path(target))
-    saved = io.save(model, target, external_data=external_data)
-    return {str(path): Path(path).stat().st_size for path in saved.paths} or {"-": saved.bytes}
-
-
-def _write_packed(model: ir.Model, target: Path) -> dict[str, int]:
-    from onnxslim.packing import pack
-
-    with tempfile.TemporaryDirectory(prefix=".onnxslim-", dir=target.parent or ".") as folder:
-        plain = Path(folder) / f"{target.stem}.onnx"
-        io.save(model, plain)
-        pack(plain, target)
-    return {str(target): target.stat().st_size}
-
-
-def fix_input_shapes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]]) -> None:
-    """Writes fixed dimensions into the declared inputs, because the user asked for it."""
-    from onnxslim.passes import nearest
-
-    inputs = {value.name or "": value for value in model.graph.inputs}
-    for name, dims in input_shapes.items():
-        if name not in inputs:
-            raise UsageError(f"no input is called {name!r}{nearest(name, sorted(inputs))}")
-        declared = inputs[name].shape
-        if declared is not None and len(declared) != len(dims):
-            raise UsageError(f"input {name!r} has {len(declared)} dimensions, {len(dims)} given")
-        for old, new in zip(declared or (), dims, strict=False):
-            if isinstance(old, int) and old != new:
-                raise UsageError(f"input {name!r} is declared {declared}, which {dims} contradicts")
-        inputs[name].shape = ir.Shape(list(dims))
-
-
-def _converted(model: ir.Model, opset: int) -> ir.Model:
-    """A copy at another opset; the converter is imported for those who ask."""
-    import onnx.defs
-
-    from onnxslim.io.convert import convert_opset
-
-    newest = onnx.defs.onnx_opset_version()
-    if not 1 <= opset <= newest:
-        raise UsageError(f"opset {opset}: want 1 to {newest}, which is the newest that onnx knows")
-    return convert_opset(model, opset)
-
-
-def _keep_what_pays(run_of: ValidatedRun, run: Run) -> tuple[ValidatedRun, Run]:
-    """The run without the passes that make the model slower."""
-    from onnxslim.measured_run import keep_what_pays
-
-    return keep_what_pays(run_of, run)
-
-
-def _record(report: Report, run: Run) -> None:
-    report.passes = summarize(run.context.timings)
-    report.rewrites = list(run.context.journal)
-    report.refusals = list(run.context.refusals.values())
-    report.explanations = list(run.context.explanations.values())
-    report.validation = run.validation
-    report.warnings.extend([*run.notes, *run.context.warnings])
-
-
-def _pruning_data(model: ir.Model, pruning: Pruning | None) -> PruningData | None:
-    if pruning is None:
-        return None
-    from onnxslim.pruning.request import read_pruning_data
-
-    return read_pruning_data(model, pruning)
-
-
-def _prune_step(
-    model: ir.Model,
-    pruning: Pruning,
-    data: PruningData,
-    exact: ValidatedRun | None,
-    report: Report,
-    progress: Progress,
-) -> ir.Model:
-    """Prunes, then removes exactly what that uncovered, where ``exact`` says how."""
-    from onnxslim.pruning.request import run_pruning
-
-    pruned = run_pruning(model, pruning, data, progress)
-    report.warnings.extend(pruned.warnings)
-    result = pruned.model
-    if exact is not None:
-        run = replace(exact, original=result).run()
-        _record_again(report, run)
-        result = run.model
-    progress("packing", 0, 1)
-    packed = [_packed_bytes(one) for one in (model, result)]
-    note = f"; packed {packed[0]:,} -> {packed[1]:,} bytes" if all(packed) else ""
-    step = Step("prune", measure(result), pruned.summary + note)
-    sizes = {"packed_bytes_before": packed[0], "packed_bytes": packed[1]}
-    step.details = {"pruning": {**pruned.details, **sizes}}
-    report.steps.append(step)
-    return result
-
-
-def _compress_step(
-    model: ir.Model, compression: Compression, report: Report, progress: Progress
-) -> ir.Model:
-    from onnxslim.compression import run_compression
-
-    result = run_compression(model, compression, progress)
-    step = Step("compress", measure(result.model), result.summary())
-    step.details = {"compression": result.to_dict()}
-    if result.accuracy is not None:
-        step.details["accuracy"] = result.accuracy.to_dict()
-    report.steps.append(step)
-    report.passes = merged(report.passes, summarize(result.context.timings))
-    report.rewrites.extend(result.context.journal)
-    stored = {record.name for record in result.records}
-    left = (one for one in result.context.refusals.values() if one.site not in stored)
-    report.refusals.extend(left)
-    report.warnings.extend([*result.warnings, *result.context.warnings])
-    return result.model
-
-
-def _after_steps(
-    original: ir.Model, report: Report, labels: Sequence[Any], target: Any
-) -> Callable[[ir.Model], None]:
-    """A function that notes, of the model after the last step, accuracy and packed size.
-
-    Accuracy needs labels; the packed size is of interest where the target is packed.
-    """
-    given = next((item for item in labels if item is not None), None)
-    packs = _is_packed_name(target) and bool(labels)
-
-    def accuracy_of(model: ir.Model) -> dict[str, Any] | None:
-        if given is None:
-            return None
-        from onnxslim.calibration.readers import input_specs
-        from onnxslim.runtime.session import open_session
-        from onnxslim.validation.accuracy import accuracy
-
-        measured = accuracy(open_session(model, optimize=True), given, specs=input_specs(original))
-        return vars(measured)
-
-    report.accuracy_before = accuracy_of(original)
-
-    def note(model: ir.Model) -> None:
-        step = report.steps[-1]
-        step.accuracy = accuracy_of(model)
-        step.packed_bytes = _packed_bytes(model) if packs else None
-
-    return note
-
-
-def _is_packed_name(target: Any) -> bool:
-    return isinstance(target, str | os.PathLike) and str(target).endswith(PACKED_SUFFIX)
-
-
-def _packed_bytes(model: ir.Model) -> int | None:
-    """The size of the model as a packed file; None when it is too large to try."""
-    from onnxslim.packing import pack
-
-    if io.total_bytes(model) > _PACK_LIMIT:
-        return None
-    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
-        plain, packed = Path(folder) / "model.onnx", Path(folder) / f"model{PACKED_SUFFIX}"
-        io.save(model, plain)
-        pack(plain, packed)
-        return packed.stat().st_size
-
-
-def _record_again(report: Report, run: Run) -> None:
-    """Adds a second exact run to the report; the verdict stays that of the first."""
-    report.passes = merged(report.passes, summarize(run.context.timings))
-    report.rewrites.extend(run.context.journal)
-    known = {(entry.pass_name, entry.site) for entry in report.refusals}
-    report.refusals.extend(entry for key, entry in run.context.refusals.items() if key not in known)
-    report.warnings.extend([*run.notes, *run.context.warnings])
-
-
-def _keep_source(source: Any, target: Any) -> None:
-    """Refuses to write int8 over the float model that it is made of."""
-    paths = [one for one in (source, target) if isinstance(one, str | os.PathLike) and one != "-"]
-    if len(paths) == 2 and len({os.path.realpath(one) for one in paths}) == 1:
-        raise UsageError(f"{target} is also the input: int8 would replace it; give another name")
-
-
-def _quantization_data(model: ir.Model, quantization: Quantization | None) -> QuantData | None:
-    """Opens the data before anything is computed; refuses what is quantized already."""
-    if quantization is None:
-        return None
-    from onnxslim.quantization.data import read_data
-    from onnxslim.quantization.prepare import refuse_quantized
-
-    if not quantization.requantize:
-        refuse_quantized(model)
-    return read_data(model, quantization)
-
-
-def _quantize_step(
-    model: ir.Model,
-    quantization: Quantization,
-    data: QuantData,
-    report: Report,
-    progress: Progress,
-) -> ir.Model:
-    from onnxslim.quantization.run import run_quantization
-
-    result = run_quantization(model, quantization, data, progress)
-    step = Step("quantize", measure(result.model), result.summary())
-    step.details = {"quantization": result.to_dict()}
-    report.steps.append(step)
-    report.warnings.extend(result.warnings)
-    return result.model
-
-
-def _read_feeds(model: ir.Model, feeds: Any) -> list[Any] | None:
-    if feeds is None:
-        return None
-    if isinstance(feeds, str | os.PathLike):
-        from onnxslim.calibration import readers
-
-        return list(readers.read_feeds(feeds, readers.input_specs(model)))
-    return list(feeds)
-
-
-def _is_packed(source: Any) -> bool:
-    if not _is_packed_name(source):
-        return False
-    from onnxslim.packing import is_packed
-
-    return Path(source).is_file() and is_packed(source)
-
-
 def _type_text(value: ir.Value) -> str:
     shape = "" if value.shape is None else str(value.shape)
     return f"{value.type}{shape}" if value.dtype is None else f"{value.dtype.name.lower()}{shape}"
-
-
-def name_of(thing: Any) -> str:
-    """What a source or target is called in reports and messages."""
-    if isinstance(thing, str | os.PathLike):
-        return "stdin" if str(thing) == "-" else str(thing)
-    return str(getattr(thing, "name", None) or f"<{type(thing).__name__}>")

@@ -101,13 +101,13 @@ def _run(
     settings: dict[str, Any],
     quiet: bool,
 ) -> Calibration:
-    from onnxslim import api
+    from onnxslim import model_files
     from onnxslim.calibration.run import calibrate as run
 
     _distinct(out, [model, data])
     with progress_bar(quiet) as progress:
         found = run(
-            api.load_checked(model),
+            model_files.load_checked(model),
             data,
             **settings,
             progress=lambda done, total: progress("calibrating", done, total),

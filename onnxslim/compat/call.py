@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from onnxslim import api, io, passes
+from onnxslim import api, io, model_files, passes
 from onnxslim.compat import arguments, names
 from onnxslim.errors import DemandMissedError, UsageError
 from onnxslim.report.data import Step
@@ -148,17 +148,17 @@ def run(source: Any, target: Any, changes: Changes, **options: Any) -> api.Optim
     later = demanded or dtype is not None
     result = api.optimize(given, None if later else target, **options)
     if given is not source:
-        result.report.source = api.name_of(source)
+        result.report.source = model_files.name_of(source)
     if demanded:
         _demand_check(result)
     if dtype is not None:
         _convert(given, result, dtype, options, demanded)
     if later and target is not None:
         io.check_target(target) if not hasattr(target, "write") else None
-        result.report.files = api.write(
+        result.report.files = model_files.write(
             result.model, target, external_data=options.get("external_data", False)
         )
-        result.report.target = "stdout" if target == "-" else api.name_of(target)
+        result.report.target = "stdout" if target == "-" else model_files.name_of(target)
     return result
 
 
@@ -166,7 +166,7 @@ def _edited(source: Any, changes: Changes, options: dict[str, Any]) -> ir.Model:
     """The model with the interface that is asked for; ``feeds`` among the options are set."""
     from onnxslim.ir import interface
 
-    model = api.load_checked(source)
+    model = model_files.load_checked(source)
     inputs = arguments.read_values(changes.inputs, "inputs")
     outputs = arguments.read_values(changes.outputs, "outputs")
     if inputs or outputs:
@@ -207,7 +207,7 @@ def _convert(
     """Changes the float type of the result, and says in the report what that costs."""
     from onnxslim.compat import half
 
-    before = api.load_checked(result.model)
+    before = model_files.load_checked(result.model)
     note, warnings = half.convert(
         before,
         result.model,
@@ -217,7 +217,7 @@ def _convert(
         check=bool(options.get("validate", True)),
         strict=strict,
     )
-    result.report.steps.append(Step(half.NAMES[dtype], api.measure(result.model), note))
+    result.report.steps.append(Step(half.NAMES[dtype], model_files.measure(result.model), note))
     result.report.warnings.extend(warnings)
 
 

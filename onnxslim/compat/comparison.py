@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxslim import api
+from onnxslim import api, model_files
 from onnxslim.errors import ModelSaveError, UsageError
 from onnxslim.ir import shapes
 from onnxslim.ir.traversal import nodes
@@ -41,8 +41,8 @@ def dump_nodes(source: Any, name: str | None = None) -> None:
         source: as for `api.optimize`.
         name: what the model is called; the name of its file when None.
     """
-    path = f"{Path(name or api.name_of(source)).name or 'model'}_model_info.csv"
-    model = api.load_checked(source)
+    path = f"{Path(name or model_files.name_of(source)).name or 'model'}_model_info.csv"
+    model = model_files.load_checked(source)
     shapes.infer(model)
     try:
         with Path(path).open("w", encoding="utf-8", newline="") as stream:

@@ -42,6 +42,11 @@ def default_opset(model: ir.Model) -> int:
     return max((imports[domain] for domain in ONNX_DOMAINS if domain in imports), default=1)
 
 
+def newest_opset() -> int:
+    """The newest version of the standard operators that the installed onnx knows."""
+    return int(onnx.defs.onnx_opset_version())
+
+
 @lru_cache(maxsize=4096)
 def schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | None:
     """The schema in force at that opset version, or None for an operator onnx does not know."""

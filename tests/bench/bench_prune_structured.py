@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim import api, io
+from onnxslim import api, io, model_files
 from onnxslim.pruning.data import read_data
 from onnxslim.pruning.structured import StructuredRequest, prune_structured
 from onnxslim.runtime.session import open_session
@@ -73,7 +73,7 @@ def accuracy(model: ir.Model | str) -> float:
 
 def row(name: str, tool: str, share: float, model: ir.Model, macs: int | None) -> str:
     """One line of the table."""
-    own = api.measure(model).macs
+    own = model_files.measure(model).macs
     part = f"{own / macs:.0%}" if own and macs else "?"
     return f"| {name} | {tool} | {share:.0%} | {part} | {accuracy(model):.2f} % |"
 
@@ -94,7 +94,7 @@ def closest(paths: list[Path], macs: int) -> list[Path]:
     best: dict[str, tuple[float, Path]] = {}
     for path in paths:
         tool = path.stem.rpartition("-")[0]
-        gap = abs((api.measure(io.load(path)).macs or 0) - macs)
+        gap = abs((model_files.measure(io.load(path)).macs or 0) - macs)
         if tool not in best or gap < best[tool][0]:
             best[tool] = (gap, path)
     return [path for _, path in best.values()]
@@ -109,7 +109,7 @@ def main() -> None:
     print("|---|---|--:|--:|--:|")
     for name, amount, exclude in RUNS:
         model = api.optimize(MODELS / name, preset="default").model
-        macs = api.measure(model).macs
+        macs = model_files.measure(model).macs
         print(row(name, "(original)", 0, model, macs), flush=True)
         data = read_data(model, str(MODELS / "digits_calibration.npz"))
         request = StructuredRequest(amount, exclude=exclude)
@@ -120,7 +120,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 source = Path(folder) / "original.onnx"
                 io.save(model, source)
-                own = api.measure(outcome.model).macs or 0
+                own = model_files.measure(outcome.model).macs or 0
                 for path in closest(peers(given.peer, source, Path(folder)), own):
                     made = io.load(path)
                     tool, _, sparsity = path.stem.rpartition("-")

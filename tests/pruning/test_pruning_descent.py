@@ -168,7 +168,7 @@ def test_nothing_to_descend_along_without_a_softmax_or_a_cut() -> None:
 
 
 @pytest.mark.slow
-def test_half_of_a_transformer_costs_less_than_three_points() -> None:
+def test_half_of_a_transformer_costs_a_point_at_most() -> None:
     """Half the heads and half the feed-forward units of every layer, on 450 held-out digits."""
     model = api.optimize(MODELS / "digits_transformer.onnx", preset="default").model
     data = read_data(model, str(MODELS / "digits_calibration.npz"))
@@ -181,4 +181,4 @@ def test_half_of_a_transformer_costs_less_than_three_points() -> None:
         float((open_session(one, optimize=True).run(feed)[0].argmax(axis=1) == labels).mean())
         for one in (model, outcome.model)
     ]
-    assert right[1] >= right[0] - 0.03
+    assert right[1] >= right[0] - 0.01
