@@ -172,3 +172,35 @@ def test_public_functions_are_not_hidden_by_rooms_of_the_same_name() -> None:
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_zeroed_channels_go_from_weights_beyond_two_gigabytes(tmp_path: Path) -> None:
+    first = np.random.default_rng(0).standard_normal((32, 4, 3, 3), dtype=np.float32)
+    first[16:] = 0
+    second = np.random.default_rng(1).standard_normal((8, 32, 1, 1), dtype=np.float32)
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    g (float["n",4,8,8] x) => (float["n",8,"h","w"] y) {
+        c = Conv <pads = [1,1,1,1]> (x, w1)
+        r = Relu (c)
+        y = Conv (r, w2)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    offset = 2**31 + 4096
+    with (tmp_path / "weights.bin").open(
+        "wb"
+    ) as file:  # sparse: nothing before the weights
+        for name, content in (("w1", first), ("w2", second)):
+            file.seek(offset)
+            file.write(content.tobytes())
+            tensor = proto.graph.initializer.add(name=name, dims=content.shape)
+            tensor.data_type = onnx.TensorProto.FLOAT
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            place = {"location": "weights.bin", "offset": offset, "length": content.nbytes}
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
+            offset += content.nbytes
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    pruned = onnxslim.prune(tmp_path / "model.onnx", tmp_path / "small.onnx", align=1)
+    assert pruned.report.validation["status"] == "passed"
+    small = onnx.load(tmp_path / "small.onnx")
+    assert [list(one.dims) for one in small.graph.initializer] == [[16, 4, 3, 3], [8, 16, 1, 1]]
