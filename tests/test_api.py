@@ -179,7 +179,7 @@ def test_zeroed_channels_go_from_weights_beyond_two_gigabytes(tmp_path: Path) ->
     first[16:] = 0
     second = np.random.default_rng(1).standard_normal((8, 32, 1, 1), dtype=np.float32)
     text = """<ir_version: 9, opset_import: ["" : 17]>
-    g (float["n",4,8,8] x) => (float["n",8,"h","w"] y) {
+    g (float[n,4,8,8] x) => (float[n,8,h,w] y) {
         c = Conv <pads = [1,1,1,1]> (x, w1)
         r = Relu (c)
         y = Conv (r, w2)
