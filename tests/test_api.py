@@ -186,9 +186,7 @@ def test_zeroed_channels_go_from_weights_beyond_two_gigabytes(tmp_path: Path) ->
     }"""
     proto = onnx.parser.parse_model(text)
     offset = 2**31 + 4096
-    with (tmp_path / "weights.bin").open(
-        "wb"
-    ) as file:  # sparse: nothing before the weights
+    with (tmp_path / "weights.bin").open("wb") as file:  # sparse: nothing before the weights
         for name, content in (("w1", first), ("w2", second)):
             file.seek(offset)
             file.write(content.tobytes())
