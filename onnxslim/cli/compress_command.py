@@ -51,16 +51,12 @@ def compress(
     calibration: options.Calibration = None,
     labels: options.Labels = None,
     max_drop: options.MaxDrop = None,
-    no_validate: Annotated[
-        bool, typer.Option("--no-validate", help="Do not compare after simplifying.")
-    ] = False,
+    no_validate: options.NoValidate = False,
     feeds: options.Feeds = None,
     rtol: options.Rtol = None,
     atol: options.Atol = None,
     seed: options.Seed = 0,
-    external_data: Annotated[
-        bool, typer.Option("--external-data", help="Weights in OUT.data beside the model.")
-    ] = False,
+    external_data: options.ExternalData = False,
     json_file: options.Json = None,
     html: options.Html = None,
     quiet: options.Quiet = False,

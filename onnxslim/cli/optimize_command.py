@@ -63,9 +63,7 @@ def optimize(
         list[str] | None,
         typer.Option("--exclude", metavar="NODE", help="Leave a node in float when quantizing."),
     ] = None,
-    no_validate: Annotated[
-        bool, typer.Option("--no-validate", help="Do not compare the outputs.")
-    ] = False,
+    no_validate: options.NoValidate = False,
     feeds: options.Feeds = None,
     rtol: options.Rtol = None,
     atol: options.Atol = None,
@@ -99,14 +97,7 @@ def optimize(
         bool,
         typer.Option("--measure", help="Take back passes without which the model runs faster."),
     ] = False,
-    external_data: Annotated[
-        bool,
-        typer.Option(
-            "--external-data",
-            "--save-as-external-data",
-            help="Weights in OUT.data beside the model.",
-        ),
-    ] = False,
+    external_data: options.ExternalData = False,
     fold_growth: Annotated[
         int, typer.Option("--fold-growth", min=0, help="Bytes that folding may add to the file.")
     ] = 0,

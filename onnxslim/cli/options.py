@@ -33,6 +33,18 @@ Atol = Annotated[
     float | None, typer.Option("--atol", min=0, help="Absolute tolerance. Default: by dtype.")
 ]
 
+NoValidate = Annotated[
+    bool, typer.Option("--no-validate", help="Do not compare the outputs of the exact steps.")
+]
+ExternalData = Annotated[
+    bool,
+    typer.Option(
+        "--external-data",
+        "--save-as-external-data",
+        help="Weights in OUT.data beside the model.",
+    ),
+]
+
 Align = Annotated[
     str,
     typer.Option(

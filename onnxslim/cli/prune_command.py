@@ -84,16 +84,12 @@ def prune(
     align: options.Align = "auto",
     compensate_norms: options.CompensateNorms = False,
     explain: options.Explain = False,
-    no_validate: Annotated[
-        bool, typer.Option("--no-validate", help="Do not compare the outputs.")
-    ] = False,
+    no_validate: options.NoValidate = False,
     feeds: options.Feeds = None,
     rtol: options.Rtol = None,
     atol: options.Atol = None,
     seed: options.Seed = 0,
-    external_data: Annotated[
-        bool, typer.Option("--external-data", help="Weights in OUT.data beside the model.")
-    ] = False,
+    external_data: options.ExternalData = False,
     json_file: options.Json = None,
     html: options.Html = None,
     quiet: options.Quiet = False,
@@ -102,14 +98,16 @@ def prune(
 ) -> None:
     """Remove channels that change nothing, or make a model sparser and keep its accuracy.
 
-    --exact takes out what changes no output: filters that are zero, channels that are constant
-    (folded into the next bias) and channels that nobody reads. Outputs are validated as always.
+    --exact takes out what changes no output: filters that are zero, channels
+    that are constant (folded into the next bias), channels that nobody reads.
+    Outputs are validated as always.
 
-    The other modes change the outputs, and the report says by how much. --structured --amount and
-    --target cut channels, which makes the model smaller and faster; --max-drop alone cuts as many
-    as it allows. --amount and --pattern zero
-    single weights: the file packs better (OUT.onnxz), its speed stays. With --calibration the
-    weights that stay make up for those that went.
+    The other modes change the outputs, and the report says by how much.
+    --structured --amount and --target cut channels, which makes the model
+    smaller and faster; --max-drop alone cuts as many as it allows. --amount
+    and --pattern zero single weights: the file packs better (OUT.onnxz), its
+    speed stays. With --calibration the weights that stay make up for those
+    that went.
 
       onnxslim prune pruned.onnx small.onnx --exact
       onnxslim prune pruned.onnx small.onnx --exact --align 1 --explain

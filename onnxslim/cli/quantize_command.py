@@ -109,14 +109,10 @@ def quantize(
         str | None,
         typer.Option("--write-recipe", metavar="FILE", help="Write what --recipe repeats."),
     ] = None,
-    no_validate: Annotated[
-        bool, typer.Option("--no-validate", help="Do not compare after simplifying.")
-    ] = False,
+    no_validate: options.NoValidate = False,
     feeds: options.Feeds = None,
     seed: options.Seed = 0,
-    external_data: Annotated[
-        bool, typer.Option("--external-data", help="Weights in OUT.data beside the model.")
-    ] = False,
+    external_data: options.ExternalData = False,
     json_file: options.Json = None,
     html: options.Html = None,
     quiet: options.Quiet = False,
